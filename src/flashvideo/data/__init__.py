@@ -1,0 +1,1 @@
+"""Training data: the procedural captioned world, and its uncaptioned natural-statistics companion."""

@@ -1,0 +1,83 @@
+"""How sure a figure is: intervals of a mean and of a proportion."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+
+def bootstrap_interval(
+    values: torch.Tensor | Sequence[float],
+    confidence: float = 0.95,
+    seed: int = 0,
+    *,
+    num_resamples: int = 10_000,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, such as of one value per clip.
+
+    Args:
+        values: ``(n,)`` finite numbers from independent clips.
+        confidence: Probability that the interval is to cover, in (0, 1).
+        seed: Seed of the resampling.
+        num_resamples: Number of resampled means.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: There are no values, or not all are finite, or `confidence` is not in (0, 1).
+    """
+    sample = torch.as_tensor(values, dtype=torch.float64).cpu()
+    if sample.ndim != 1 or sample.numel() == 0:
+        raise ValueError(f"values must have the shape (n,) with n of at least 1, got {tuple(sample.shape)}")
+    if not torch.isfinite(sample).all():
+        raise ValueError("values must be finite; leave out identical clips, whose PSNR is infinite")
+    _check_confidence(confidence)
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack(
+        [
+            sample[torch.randint(sample.numel(), (sample.numel(),), generator=generator)].mean()
+            for _ in range(num_resamples)
+        ]
+    )
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion, such as of prompts whose colour came out right.
+
+    ``(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)``, p = successes / n, z the normal quantile.
+
+    Args:
+        successes: Number of successes, from 0 to n.
+        n: Number of trials, at least 1.
+        confidence: Probability that the interval is to cover, in (0, 1).
+
+    Returns:
+        Lower and upper end, within [0, 1].
+
+    Raises:
+        ValueError: The counts are impossible or `confidence` is not in (0, 1).
+
+    Example:
+        >>> low, high = wilson_interval(9, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.596, 0.982)
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes must lie between 0 and n, and n be at least 1, got {successes} of {n}")
+    _check_confidence(confidence)
+    z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / n
+    centre = p + z**2 / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}; 0.95 is usual")

@@ -1,0 +1,1 @@
+"""The diffusion transformer and the conversion of reference checkpoints."""

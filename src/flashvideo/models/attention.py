@@ -1,0 +1,109 @@
+"""Full 3D attention over text and video tokens (paper section 3.2: every token sees every token of every frame).
+
+Shapes: B batch, L text tokens, S video tokens, H heads, D channels per head, C = H * D.
+"""
+
+from typing import ClassVar
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import nn
+
+from flashvideo.models.rope import apply_rope
+
+QK_NORM_EPS = 1e-6
+
+
+class FlashVideoAttnProcessor:
+    """Projects, normalises, rotates and attends; the kernel is chosen by ``model.set_attention_backend(name)``."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "FlashVideoAttention",
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        rotary_tables: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `FlashVideoAttention.forward`."""
+        num_text = encoder_hidden_states.shape[1]
+        video_query, video_key, video_value = attn.project(hidden_states)  # (B, S, H, D)
+        text_query, text_key, text_value = attn.project(encoder_hidden_states)  # (B, L, H, D)
+        value = torch.cat((text_value, video_value), dim=1)  # (B, L + S, H, D)
+        # Under autocast the norms may return float32; kernels want one dtype.
+        query = torch.cat((text_query, apply_rope(video_query, rotary_tables)), dim=1).to(value.dtype)
+        key = torch.cat((text_key, apply_rope(video_key, rotary_tables)), dim=1).to(value.dtype)
+
+        attended = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        attended = attended.flatten(2, 3).to(value.dtype)  # (B, L + S, C)
+        attended = attn.to_out[1](attn.to_out[0](attended))
+        return attended[:, num_text:], attended[:, :num_text]
+
+
+class FlashVideoAttention(nn.Module, AttentionModuleMixin):
+    """Joint self-attention of text and video tokens with per-head layer norm on queries and keys.
+
+    Args:
+        dim: Channels C of the token stream.
+        num_heads: Attention heads H.
+        head_dim: Channels per head D.
+        bias: Whether the query, key and value projections have a bias.
+        dropout: Dropout after the output projection.
+    """
+
+    _default_processor_cls = FlashVideoAttnProcessor
+    _available_processors: ClassVar[list[type]] = [FlashVideoAttnProcessor]
+    _supports_qkv_fusion = False
+
+    to_out: nn.ModuleList
+
+    def __init__(
+        self, dim: int, num_heads: int, head_dim: int, *, bias: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner_dim = num_heads * head_dim
+        self.heads = num_heads
+        self.to_q = nn.Linear(dim, inner_dim, bias=bias)
+        self.to_k = nn.Linear(dim, inner_dim, bias=bias)
+        self.to_v = nn.Linear(dim, inner_dim, bias=bias)
+        self.norm_q = nn.LayerNorm(head_dim, eps=QK_NORM_EPS)
+        self.norm_k = nn.LayerNorm(head_dim, eps=QK_NORM_EPS)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim), nn.Dropout(dropout)])
+        self.processor = FlashVideoAttnProcessor()
+
+    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Normalised queries, normalised keys and values.
+
+        Args:
+            states: Tokens (B, N, C).
+
+        Returns:
+            Three tensors (B, N, H, D).
+        """
+        query, key, value = (
+            layer(states).unflatten(2, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        return self.norm_q(query), self.norm_k(key), value
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        rotary_tables: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend over [text, video]; only video tokens carry a position.
+
+        Args:
+            hidden_states: Video tokens (B, S, C).
+            encoder_hidden_states: Text tokens (B, L, C).
+            rotary_tables: ``(cos, sin)`` of shape (S, D).
+
+        Returns:
+            Updated video tokens (B, S, C) and text tokens (B, L, C).
+        """
+        return self.processor(self, hidden_states, encoder_hidden_states, rotary_tables)

@@ -1,0 +1,119 @@
+"""Rotary position embedding over time, height and width (paper section 3.2, 3D RoPE of Stage II).
+
+Each head's channels are split in three groups that rotate by the token's time, row and column index. Positions are
+plain integers, never rescaled, which is what lets the model run above its training resolution (paper table 5).
+
+Shapes: B batch, S = f * h * w video tokens (time slowest), H heads, D channels per head.
+"""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from torch import nn
+
+ROPE_THETA = 10000.0
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Split a head's channels between the three axes.
+
+    A quarter goes to time and three eighths to each spatial axis, as in CogVideoX: 64 -> (16, 24, 24).
+
+    Args:
+        head_dim: Channels per attention head, a multiple of 16 (so that every part holds whole pairs).
+
+    Returns:
+        Channels for time, height and width; they sum to ``head_dim``.
+
+    Raises:
+        ValueError: If ``head_dim`` is not a positive multiple of 16.
+    """
+    if head_dim <= 0 or head_dim % 16:
+        nearest = max(16, round(head_dim / 16) * 16)
+        raise ValueError(f"attention_head_dim must be a multiple of 16, got {head_dim}; try {nearest}")
+    return head_dim // 4, head_dim * 3 // 8, head_dim * 3 // 8
+
+
+def rope_tables(
+    num_frames: int,
+    height: int,
+    width: int,
+    head_dim: int,
+    *,
+    theta: float = ROPE_THETA,
+    device: torch.device | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of every token's rotation angles.
+
+    Channel pair k of an axis with d channels turns by ``position * theta ** (-2k / d)``.
+
+    Args:
+        num_frames: Latent frames f.
+        height: Token rows h (latent height / patch size).
+        width: Token columns w (latent width / patch size).
+        head_dim: Channels per head D, see `axis_dims`.
+        theta: Base of the geometric frequency series.
+        device: Where to build the tables.
+
+    Returns:
+        ``(cos, sin)``, each float32 of shape (f * h * w, D), each value repeated for both channels of its pair.
+    """
+    axes = []
+    for length, dim in zip((num_frames, height, width), axis_dims(head_dim), strict=True):
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+        positions = torch.arange(length, dtype=torch.float32, device=device)
+        axes.append(torch.outer(positions, 1.0 / theta**exponents))  # (length, dim / 2)
+    time, rows, columns = axes
+
+    def combine(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        parts = (
+            repeat(function(time), "f d -> (f h w) (d pair)", h=height, w=width, pair=2),
+            repeat(function(rows), "h d -> (f h w) (d pair)", f=num_frames, w=width, pair=2),
+            repeat(function(columns), "w d -> (f h w) (d pair)", f=num_frames, h=height, pair=2),
+        )
+        return torch.cat(parts, dim=-1)  # (f h w, D)
+
+    return combine(torch.cos), combine(torch.sin)
+
+
+def apply_rope(states: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate neighbouring channel pairs of queries or keys.
+
+    Args:
+        states: (B, S, H, D).
+        tables: ``(cos, sin)`` of shape (S, D) from `rope_tables`.
+
+    Returns:
+        The rotated states, same shape and dtype; the arithmetic is float32.
+    """
+    cos, sin = (table[:, None, ::2] for table in tables)  # (S, 1, D/2)
+    real, imaginary = rearrange(states.float(), "b s h (d pair) -> pair b s h d", pair=2)
+    rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return rotated.flatten(-2).to(states.dtype)
+
+
+class RotaryEmbedding3D(nn.Module):
+    """`rope_tables` as a parameter-free module, so that context parallelism can split its output.
+
+    Args:
+        head_dim: Channels per attention head.
+        patch_size: Latent pixels per token side.
+    """
+
+    def __init__(self, head_dim: int, patch_size: int) -> None:
+        super().__init__()
+        axis_dims(head_dim)
+        self.head_dim = head_dim
+        self.patch_size = patch_size
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables for latents of shape (B, f, C, h, w); returns two (f * h/p * w/p, D) tensors."""
+        _, num_frames, _, height, width = latents.shape
+        return rope_tables(
+            num_frames,
+            height // self.patch_size,
+            width // self.patch_size,
+            self.head_dim,
+            device=latents.device,
+        )

@@ -1,0 +1,1 @@
+"""The two stages as diffusers pipelines, each alone and both together."""

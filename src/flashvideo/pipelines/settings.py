@@ -1,0 +1,134 @@
+"""The settings of one Stage II run: what the caller chose, completed from the model's preset."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from diffusers import AutoencoderKLCogVideoX
+
+from flashvideo.pipelines.inputs import check_count, check_guidance
+from flashvideo.pipelines.sizes import upscale_factor
+from flashvideo.pipelines.windows import check_windows
+from flashvideo.presets import Preset
+from flashvideo.shapes import vae_factors
+from flashvideo.vae import Tiling
+
+logger = logging.getLogger(__name__)
+
+# Beyond this change of shape people look stretched; the released preset itself changes it by 5 %.
+_MAX_STRETCH = 0.06
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhanceSettings:
+    """Complete settings of one Stage II run.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    height: int
+    """Target height in pixels."""
+
+    width: int
+    """Target width in pixels."""
+
+    num_inference_steps: int
+    """Euler steps, each one evaluation of the network (two with guidance)."""
+
+    guidance_scale: float
+    """Guidance scale; 1 means none."""
+
+    noise_step: int
+    """Step of the latent degradation, 0 (none) to 999 (pure noise)."""
+
+    window: int
+    """Frames of a window."""
+
+    overlap: int
+    """Frames that neighbouring windows share."""
+
+    tiling: Tiling | None = None
+    """Tiles of the VAE; None for whole frames."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers that mean the same for every model."""
+        check_count("noise_step", self.noise_step, least=0)
+        for name in ("height", "width", "num_inference_steps", "window", "overlap"):
+            check_count(name, getattr(self, name))
+        check_guidance("guidance_scale", self.guidance_scale)
+
+
+def complete_settings(
+    input_size: tuple[int, int],
+    *,
+    preset: Preset,
+    vae: AutoencoderKLCogVideoX,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    noise_step: int | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    tiling: Tiling | None = None,
+) -> EnhanceSettings:
+    """Fills in what is None, and checks the result against the model.
+
+    Args:
+        input_size: Height and width of the input.
+        preset: Where steps, guidance and noise step come from.
+        vae: The VAE, for its time grid and, if `vae.enable_tiling()` was called, its tile size.
+        height: Target height; None together with `width` enlarges the input by the model's own factor.
+        width: Target width.
+        num_inference_steps: Euler steps.
+        guidance_scale: Guidance scale.
+        noise_step: Step of the latent degradation.
+        window: Frames of a window; None for the clip length that the model was made for.
+        overlap: Frames that windows share; None for as little as crosses two latent frames.
+        tiling: Tiles of the VAE.
+
+    Returns:
+        Complete settings.
+
+    Raises:
+        ValueError: In one sentence, what is wrong and what would be right.
+    """
+    if (height is None) != (width is None):
+        raise ValueError(f"height and width must be given both or not at all, got height={height}, width={width}")
+    if height is None or width is None:
+        height, width = (side * upscale_factor(preset) for side in input_size)
+    temporal, _ = vae_factors(vae.config)
+    window = preset.stage1.num_frames if window is None else window
+    if overlap is None:
+        overlap = temporal + 1 if window > temporal + 1 else 1
+    defaults = preset.stage2
+    settings = EnhanceSettings(
+        height=height,
+        width=width,
+        num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        noise_step=defaults.noise_step if noise_step is None else noise_step,
+        window=window,
+        overlap=overlap,
+        tiling=_tiling_of(vae, height, width) if tiling is None else tiling,
+    )
+    check_windows(window, overlap, temporal_factor=temporal)
+    _log_stretch(input_size, (height, width))
+    return settings
+
+
+def _tiling_of(vae: AutoencoderKLCogVideoX, height: int, width: int) -> Tiling | None:
+    """Returns the tiling that the user switched on at the VAE itself, the way of diffusers."""
+    if not vae.use_tiling:
+        return None
+    _, spatial = vae_factors(vae.config)
+    max_side = max(vae.tile_latent_min_height, vae.tile_latent_min_width)
+    return Tiling.to_fit(-(-height // spatial), -(-width // spatial), max_side=max_side, overlap=max_side // 5)
+
+
+def _log_stretch(before: tuple[int, int], after: tuple[int, int]) -> None:
+    stretch = (after[0] / after[1]) / (before[0] / before[1])
+    if max(stretch, 1 / stretch) > 1 + _MAX_STRETCH:
+        logger.warning("the video changes its shape, from %dx%d to %dx%d: it is stretched", *before, *after)

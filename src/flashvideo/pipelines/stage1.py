@@ -1,0 +1,317 @@
+"""Stage I: from a prompt to a small video with the right content and motion (paper section 3.1).
+
+    text embeddings, Gaussian noise -> denoise (v-prediction, classifier-free guidance) -> latents -> decode -> preview
+
+Shapes: B clips, F frames, H, W height and width; f = 1 + (F - 1) / temporal, C, h, w of the latents; L text tokens, D
+channels of the text encoder. All of them come from the components' configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from flashvideo.flow import guided_velocity
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.base import Callback, StagePipeline
+from flashvideo.pipelines.inputs import (
+    check_callback_inputs,
+    check_count,
+    check_generator,
+    check_guidance,
+    check_output_type,
+    check_prompt,
+    generator_or_fresh,
+    log_prompt_limits,
+)
+from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
+from flashvideo.presets import Preset
+from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
+from flashvideo.shapes import LatentShape, latent_shape
+from flashvideo.text import encode_prompts, unconditional_like
+from flashvideo.vae import decode_latents
+
+class FlashVideoStage1Pipeline(StagePipeline):
+    """Makes the preview: a small video from a prompt.
+
+    There is no negative prompt: the models are guided against an embedding of zeros, so it would have no effect.
+
+    Args:
+        tokenizer: Tokenizer of the text encoder; may be None if only `prompt_embeds` are used.
+        text_encoder: T5 encoder; may be None likewise.
+        vae: The VAE that both stages share.
+        transformer: The Stage I transformer, which predicts v.
+        scheduler: The Stage I sampler.
+        preset: Defaults and constants of the model, or their `to_dict()`; stored in `model_index.json`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: T5EncoderModel | None,
+        vae: AutoencoderKLCogVideoX,
+        transformer: FlashVideoTransformer3DModel,
+        scheduler: FlashVideoScheduler,
+        preset: Mapping[str, Any] | Preset | None = None,
+    ) -> None:
+        super().__init__(
+            preset,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            transformer=transformer,
+            scheduler=scheduler,
+        )
+
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str] | None,
+        *,
+        height: int,
+        width: int,
+        num_frames: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LatentShape:
+        """Checks the arguments of a call.
+
+        Returns:
+            The latent size of the video that was asked for.
+
+        Raises:
+            ValueError: In one sentence, what is wrong and what would be right.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("pass either prompt or prompt_embeds, got " + ("neither" if prompt is None else "both"))
+        if prompt is not None:
+            check_prompt(prompt)
+        for name, value in (("height", height), ("width", width), ("num_frames", num_frames)):
+            check_count(name, value)
+        check_count("num_inference_steps", num_inference_steps)
+        check_guidance("guidance_scale", guidance_scale)
+        check_generator(generator)
+        check_output_type(output_type)
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        size = latent_shape(
+            num_frames,
+            height,
+            width,
+            vae_config=self.vae.config,
+            patch_size=self.transformer.config.patch_size,
+        )
+        if latents is not None and tuple(latents.shape[1:]) != size.as_tuple()[1:]:
+            raise ValueError(
+                f"latents must be (B, {', '.join(map(str, size.as_tuple()[1:]))}) for {num_frames} frames of "
+                f"{height}x{width}, got {tuple(latents.shape)}"
+            )
+        return size
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
+        """Encodes prompts; words that the model does not know, and what does not fit, are logged.
+
+        Returns:
+            Embeddings (B, L, D) in the transformer's dtype.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        max_text_tokens = self.preset.stage1.max_text_tokens
+        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=max_text_tokens)
+        device = self._execution_device
+        embeds = encode_prompts(
+            prompts, self.tokenizer, self.text_encoder, max_text_tokens=max_text_tokens, device=device
+        )
+        return embeds.to(device, self.transformer.dtype)
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        size: LatentShape,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Draws the initial noise.
+
+        Args:
+            batch_size: B.
+            size: Latent size of one video.
+            generator: Source of the noise.
+            latents: The noise itself (B, f, C, h, w), instead of a draw.
+
+        Returns:
+            Noise (B, f, C, h, w), float32, on the pipeline's device.
+        """
+        device = self._execution_device
+        if latents is None:
+            shape = size.as_tuple(batch_size)
+            latents = randn_tensor(shape, generator=generator_or_fresh(generator), device=device)
+        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_schedule: str = "constant",
+        generator: torch.Generator | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> torch.Tensor:
+        """Turns noise into latents.
+
+        Each step is one evaluation of the network, or with guidance two in one batch, in the order (no text, text).
+
+        Args:
+            latents: Noise (B, f, C, h, w), float32.
+            prompt_embeds: Text embeddings (B, L, D).
+            num_inference_steps: Number of steps.
+            guidance_scale: w in `v = v_uncond + w (v_cond - v_uncond)`; at 1 only the text is evaluated.
+            guidance_schedule: How w changes over the steps, see `flashvideo.schedule.guidance_scale_at`.
+            generator: Source of the noise of the steps.
+            callback_on_step_end: Called after each step.
+            callback_on_step_end_tensor_inputs: What the callback gets: `"latents"`, `"prompt_embeds"`.
+
+        Returns:
+            Scaled latents (B, f, C, h, w), float32.
+        """
+        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        self._num_timesteps = num_inference_steps
+        generator = generator_or_fresh(generator)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
+                self._current_timestep = timestep
+                self._guidance_scale = 1.0
+                if guidance_scale > 1:
+                    self._guidance_scale = guidance_scale_at(
+                        guidance_schedule, guidance_scale, int(timestep), num_inference_steps
+                    )
+                v = self.predict_velocity(latents, prompt_embeds, timestep, guided=guidance_scale > 1)
+                latents = self.scheduler.step(v, timestep, latents, generator=generator, return_dict=False)[0]
+                tensors = self.end_step(
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                    step,
+                    timestep,
+                    {"latents": latents, "prompt_embeds": prompt_embeds},
+                )
+                latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                progress_bar.update()
+        self._current_timestep = None
+        return latents
+
+    def predict_velocity(
+        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, timestep: torch.Tensor, *, guided: bool
+    ) -> torch.Tensor:
+        """Returns the network's v (B, f, C, h, w), float32, guided by the current `guidance_scale` if asked."""
+        if guided:
+            latents = torch.cat([latents, latents])
+            prompt_embeds = torch.cat([unconditional_like(prompt_embeds), prompt_embeds])
+        v = self.transformer(
+            latents.to(self.transformer.dtype),
+            prompt_embeds,
+            timestep.expand(latents.shape[0]),
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return v
+        v_uncond, v_cond = v.chunk(2)
+        return guided_velocity(v_cond, v_uncond, self.guidance_scale)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decodes scaled latents (B, f, C, h, w) to pixels (B, F, 3, H, W) in [-1, 1], float32, not rounded."""
+        return decode_latents(self.vae, latents, scale=self.preset.stage1.latent_scale)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> FlashVideoStage1Output | tuple[Frames, torch.Tensor]:
+        """Makes a preview. What is None is taken from the model's preset.
+
+        Args:
+            prompt: One prompt or B prompts.
+            height: Height in pixels, a multiple of the VAE's compression times the patch size.
+            width: Width in pixels, likewise.
+            num_frames: Frames, a multiple of the VAE's temporal compression plus one.
+            num_inference_steps: Steps of the sampler.
+            guidance_scale: Guidance scale, 1 or more; 1 halves the work.
+            guidance_schedule: `"constant"` or `"reference"`.
+            generator: Source of all randomness; a fresh one if None.
+            latents: The initial noise (B, f, C, h, w), instead of a draw.
+            prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
+            output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1], or `"latent"`.
+            return_dict: Whether to return a `FlashVideoStage1Output` rather than a tuple.
+            callback_on_step_end: `(pipeline, step, timestep, tensors) -> tensors to replace`, after each step.
+            callback_on_step_end_tensor_inputs: What the callback gets: `"latents"`, `"prompt_embeds"`.
+
+        Returns:
+            The frames and the latents that they were decoded from.
+
+        Raises:
+            ValueError: In one sentence, what is wrong and what would be right.
+        """
+        defaults = self.preset.stage1
+        num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        size = self.check_inputs(
+            prompt,
+            height=defaults.height if height is None else height,
+            width=defaults.width if width is None else width,
+            num_frames=defaults.num_frames if num_frames is None else num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        self._interrupt = False
+        generator = generator_or_fresh(generator)
+        prompt_embeds = self.encode_prompt(prompt) if prompt is not None else prompt_embeds
+        latents = self.prepare_latents(len(prompt_embeds), size, generator, latents)
+        latents = self.denoise(
+            latents,
+            prompt_embeds.to(latents.device, self.transformer.dtype),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        frames: Frames = latents
+        if output_type != "latent":
+            frames = postprocess_frames(self.decode_latents(latents), output_type)
+        self.maybe_free_model_hooks()
+        return FlashVideoStage1Output(frames=frames, latents=latents) if return_dict else (frames, latents)

@@ -1,0 +1,476 @@
+"""Stage II: detail for any video, in a few steps (paper section 3.2).
+
+    resize to the target size -> encode -> degrade the latents -> Euler from low to high quality -> decode
+
+Clips longer than the model was trained on go through window by window (`flashvideo.pipelines.windows`); sizes and
+frame counts that the VAE does not take are continued by reflection and cut back at the end.
+
+Shapes: B clips, F frames, N frames of a window, H, W target height and width; f, C, h, w of the latents; L text tokens,
+D channels of the text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from flashvideo.degradations.latent import degrade_latents
+from flashvideo.flow import guided_velocity
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.base import Callback, StagePipeline
+from flashvideo.pipelines.inputs import (
+    check_callback_inputs,
+    check_generator,
+    check_output_type,
+    check_prompt,
+    generator_or_fresh,
+    log_prompt_limits,
+    peek,
+    to_pixels,
+)
+from flashvideo.pipelines.outputs import FlashVideoEnhanceOutput, Frames, postprocess_frames
+from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
+from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows, reflect_indices
+from flashvideo.presets import Preset
+from flashvideo.shapes import latent_shape, vae_factors
+from flashvideo.text import encode_prompts, unconditional_like, with_prefix
+from flashvideo.vae import Tiling, decode_latents, encode_pixels
+from flashvideo.video import resize_video
+
+
+class FlashVideoEnhancePipeline(StagePipeline):
+    """Enhances a video: more pixels and the detail to fill them.
+
+    Args:
+        tokenizer: Tokenizer of the text encoder; may be None if no prompts are used.
+        text_encoder: T5 encoder; may be None likewise.
+        vae: The VAE that both stages share.
+        transformer: The Stage II transformer, which predicts the velocity from low to high quality.
+        scheduler: Euler's method. Its own `shift` shapes the time grid; to try another one, replace it by
+            `FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=3.0)`.
+        preset: Defaults and constants of the model, or their `to_dict()`; stored in `model_index.json`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->vae->transformer"
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: T5EncoderModel | None,
+        vae: AutoencoderKLCogVideoX,
+        transformer: FlashVideoTransformer3DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        preset: Mapping[str, Any] | Preset | None = None,
+    ) -> None:
+        super().__init__(
+            preset,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            transformer=transformer,
+            scheduler=scheduler,
+        )
+
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str] | None,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> None:
+        """Checks the arguments of a call that `complete_settings` does not.
+
+        Raises:
+            ValueError: In one sentence, what is wrong and what would be right.
+        """
+        if prompt is not None and prompt_embeds is not None:
+            raise ValueError("pass prompt or prompt_embeds or neither, got both")
+        if prompt is not None:
+            check_prompt(prompt)
+        given = prompt_embeds if prompt_embeds is not None else prompt
+        if given is not None and not isinstance(given, str) and len(given) not in (1, batch_size):
+            raise ValueError(f"prompt must be one for all clips or one per clip, got {len(given)} for {batch_size}")
+        check_generator(generator)
+        check_output_type(output_type)
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | Sequence[str] | None, batch_size: int) -> torch.Tensor:
+        """Encodes prompts with the model's prefix; words that it does not know, and what does not fit, are logged.
+
+        Args:
+            prompt: One prompt for all clips, one per clip, or None for no text.
+            batch_size: B.
+
+        Returns:
+            Embeddings (B, L, D) in the transformer's dtype; zeros for no text.
+        """
+        device, dtype, defaults = self._execution_device, self.transformer.dtype, self.preset.stage2
+        if prompt is None:
+            width = self.transformer.config.text_embed_dim
+            return torch.zeros(batch_size, defaults.max_text_tokens, width, device=device, dtype=dtype)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prefixed = [with_prefix(one, defaults.prompt_prefix) for one in prompts]
+        log_prompt_limits(prefixed, self.tokenizer, max_text_tokens=defaults.max_text_tokens)
+        embeds = encode_prompts(
+            prefixed,
+            self.tokenizer,
+            self.text_encoder,
+            max_text_tokens=defaults.max_text_tokens,
+            device=device,
+        ).to(device, dtype)
+        return embeds.expand(batch_size, -1, -1)
+
+    def prepare_pixels(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Resizes to the target, then continues by reflection, below and to the right, to what the models take.
+
+        Args:
+            pixels: (B, N, 3, any height, any width) in [-1, 1].
+            height: Target height.
+            width: Target width.
+
+        Returns:
+            (B, N, 3, H', W'), H' and W' the next multiples of the VAE's compression times the patch size.
+        """
+        multiple = vae_factors(self.vae.config)[1] * self.transformer.config.patch_size
+        resized = resize_video(pixels.to(self._execution_device), height, width)
+        for axis, side in ((-2, height), (-1, width)):
+            padded = -(-side // multiple) * multiple
+            indices = torch.tensor(reflect_indices(side, padded), device=resized.device)
+            resized = resized.index_select(axis, indices)
+        return resized
+
+    @torch.no_grad()
+    def prepare_latents(
+        self,
+        pixels: torch.Tensor,
+        noise_step: int,
+        *,
+        posterior_noise: torch.Tensor,
+        noise: torch.Tensor,
+        tiling: Tiling | None = None,
+    ) -> torch.Tensor:
+        """Encodes pixels and degrades the latents: where Stage II starts from.
+
+        Args:
+            pixels: (B, N, 3, H', W') in [-1, 1], of a size that the VAE takes.
+            noise_step: Step of the degradation, 0 to 999.
+            posterior_noise: Standard noise (B, f, C, h, w) that samples the encoder's posterior.
+            noise: Standard noise (B, f, C, h, w) of the degradation.
+            tiling: Tiles of the VAE.
+
+        Returns:
+            Scaled latents (B, f, C, h, w), float32.
+        """
+        scale = self.preset.stage2.latent_scale
+        latents = encode_pixels(self.vae, pixels, scale=scale, posterior_noise=posterior_noise, tiling=tiling)
+        return degrade_latents(latents, noise_step, noise=noise)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        noise_step: int,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> torch.Tensor:
+        """Follows the velocity from the degraded latents (t = 0) to clean ones (t = 1) by Euler's method.
+
+        The scheduler's sigma is 1 - t, hence the sign of the velocity. With guidance each step evaluates the network
+        on (text, no text) in one batch, in this order.
+
+        Args:
+            latents: Degraded latents (B, f, C, h, w), float32.
+            prompt_embeds: Text embeddings (B, L, D).
+            num_inference_steps: Number of steps.
+            guidance_scale: w in `v = v_uncond + w (v_cond - v_uncond)`; at 1 only the text is evaluated.
+            noise_step: Step of the latent degradation that was applied, an input of the network.
+            callback_on_step_end: Called after each step.
+            callback_on_step_end_tensor_inputs: What the callback gets: `"latents"`, `"prompt_embeds"`.
+
+        Returns:
+            Scaled latents (B, f, C, h, w), float32.
+        """
+        self._num_timesteps, self._guidance_scale = num_inference_steps, guidance_scale
+        sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        self.scheduler.set_timesteps(sigmas=sigmas, device=latents.device)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
+                self._current_timestep = timestep
+                v = self.predict_velocity(latents, prompt_embeds, timestep, noise_step=noise_step)
+                latents = self.scheduler.step(-v, timestep, latents, return_dict=False)[0]
+                tensors = self.end_step(
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                    step,
+                    timestep,
+                    {"latents": latents, "prompt_embeds": prompt_embeds},
+                )
+                latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                progress_bar.update()
+        self._current_timestep = None
+        return latents
+
+    def predict_velocity(
+        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, timestep: torch.Tensor, *, noise_step: int
+    ) -> torch.Tensor:
+        """Returns the network's velocity (B, f, C, h, w), float32, guided if the current `guidance_scale` is not 1."""
+        guided = self.guidance_scale > 1
+        if guided:
+            latents = torch.cat([latents, latents])
+            prompt_embeds = torch.cat([prompt_embeds, unconditional_like(prompt_embeds)])
+        v = self.transformer(
+            latents.to(self.transformer.dtype),
+            prompt_embeds,
+            timestep.expand(latents.shape[0]),
+            noise_step=noise_step if self.transformer.config.noise_step_embed else None,
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return v
+        v_cond, v_uncond = v.chunk(2)
+        return guided_velocity(v_cond, v_uncond, self.guidance_scale)
+
+    @torch.no_grad()
+    def decode_latents(
+        self, latents: torch.Tensor, height: int, width: int, *, tiling: Tiling | None = None
+    ) -> torch.Tensor:
+        """Decodes scaled latents (B, f, C, h, w) and cuts off the padding: pixels (B, N, 3, height, width) in [-1, 1]."""
+        pixels = decode_latents(self.vae, latents, scale=self.preset.stage2.latent_scale, tiling=tiling)
+        return pixels[..., :height, :width]
+
+    @torch.no_grad()
+    def enhance_windows(
+        self,
+        frames: Iterable[torch.Tensor],
+        prompt_embeds: torch.Tensor,
+        settings: EnhanceSettings,
+        *,
+        generator: torch.Generator,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Iterator[tuple[Window, torch.Tensor]]:
+        """Enhances a clip window by window, as latents.
+
+        Latent frames that two windows share start from the same noise. After an interruption no window follows.
+
+        Args:
+            frames: F frames, each (B, 3, any height, any width) in [-1, 1].
+            prompt_embeds: Text embeddings (B, L, D).
+            settings: Complete settings.
+            generator: Source of all randomness.
+            callback_on_step_end: Called after each step of each window.
+            callback_on_step_end_tensor_inputs: What the callback gets.
+
+        Yields:
+            Each window with its enhanced, scaled latents (B, f, C, h, w), float32.
+        """
+        temporal, _ = vae_factors(self.vae.config)
+        posterior_field, degradation_field = NoiseField(generator), NoiseField(generator)
+        for window in iterate_windows(
+            frames, window=settings.window, overlap=settings.overlap, temporal_factor=temporal
+        ):
+            pixels = self.prepare_pixels(window.frames, settings.height, settings.width)
+            batch_size, num_frames, _, height, width = pixels.shape
+            shape = latent_shape(num_frames, height, width, vae_config=self.vae.config).as_tuple(batch_size)
+            start = window.start // temporal
+            latents = self.prepare_latents(
+                pixels,
+                settings.noise_step,
+                posterior_noise=posterior_field.take(start, shape, device=pixels.device),
+                noise=degradation_field.take(start, shape, device=pixels.device),
+                tiling=settings.tiling,
+            )
+            latents = self.denoise(
+                latents,
+                prompt_embeds,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                noise_step=settings.noise_step,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            )
+            yield window, latents
+            if self.interrupt:
+                return
+
+    def join_windows(
+        self, windows: Iterable[tuple[Window, torch.Tensor]], settings: EnhanceSettings
+    ) -> Iterator[torch.Tensor]:
+        """Decodes windows and cross-fades them.
+
+        Args:
+            windows: What `enhance_windows` yields.
+            settings: The same settings.
+
+        Yields:
+            Stretches (B, n, 3, H, W) of the clip in [-1, 1], on the CPU.
+        """
+        pieces = (
+            (
+                window.start,
+                self.decode_latents(latents, settings.height, settings.width, tiling=settings.tiling)[
+                    :, : window.num_valid
+                ].cpu(),
+            )
+            for window, latents in windows
+        )
+        yield from cross_fade(pieces, overlap=settings.overlap)
+
+    def stream(
+        self,
+        frames: Iterable[torch.Tensor],
+        prompt: str | None = None,
+        *,
+        settings: EnhanceSettings | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Iterator[torch.Tensor]:
+        """Enhances one clip of any length in bounded memory; gives the same frames as a call with the whole clip.
+
+        `write_video(target, pipeline.stream(iter_frames(source)), frame_rate=8)` needs as much memory for an hour as
+        for a few seconds.
+
+        Args:
+            frames: F frames (3, h, w) of one size, in [-1, 1].
+            prompt: What the video shows; None for no text, and then no guidance.
+            settings: From `complete_settings`; the model's defaults for the size of the first frame if None.
+            generator: Source of all randomness; a fresh one if None.
+            callback_on_step_end: Called after each step of each window.
+            callback_on_step_end_tensor_inputs: What the callback gets.
+
+        Returns:
+            Iterator over stretches (n, 3, H, W) of the enhanced clip in [-1, 1], on the CPU.
+
+        Raises:
+            ValueError: In one sentence, what is wrong and what would be right.
+        """
+        first, frames = peek(frames)
+        self.check_inputs(
+            prompt,
+            batch_size=1,
+            generator=generator,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        if settings is None:
+            settings = complete_settings((first.shape[-2], first.shape[-1]), preset=self.preset, vae=self.vae)
+        if prompt is None:
+            settings = replace(settings, guidance_scale=1.0)
+        self._interrupt = False
+        windows = self.enhance_windows(
+            (frame[None] for frame in frames),
+            self.encode_prompt(prompt, batch_size=1),
+            settings,
+            generator=generator_or_fresh(generator),
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        return (stretch[0] for stretch in self.join_windows(windows, settings))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: torch.Tensor | Sequence[Any],
+        prompt: str | list[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        noise_step: int | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
+        tiling: Tiling | None = None,
+        generator: torch.Generator | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> FlashVideoEnhanceOutput | tuple[Frames]:
+        """Enhances clips of any size and length. What is None is taken from the model's preset.
+
+        Args:
+            video: Pixels (B, F, 3, h, w) or (F, 3, h, w) in [-1, 1], or a list of frames as in `to_pixels`.
+            prompt: What the video shows, one for all clips or one per clip; None for no text, and then no guidance.
+            height: Target height, any; None together with `width` enlarges by the model's own factor.
+            width: Target width.
+            num_inference_steps: Euler steps.
+            guidance_scale: Guidance scale, 1 or more; 1 halves the work.
+            noise_step: Step of the latent degradation, 0 to 999: how much of the detail is invented anew.
+            window: Frames of a window, a multiple of the VAE's temporal compression plus one.
+            overlap: Frames over which windows are cross-faded, likewise.
+            tiling: Tiles of the VAE, to save memory.
+            generator: Source of all randomness; a fresh one if None.
+            prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
+            output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1] on the CPU; `"latent"` for a single window.
+            return_dict: Whether to return a `FlashVideoEnhanceOutput` rather than a tuple.
+            callback_on_step_end: `(pipeline, step, timestep, tensors) -> tensors to replace`, after each step.
+            callback_on_step_end_tensor_inputs: What the callback gets: `"latents"`, `"prompt_embeds"`.
+
+        Returns:
+            The enhanced clips, with as many frames as the input; after an interruption, the windows done so far.
+
+        Raises:
+            ValueError: In one sentence, what is wrong and what would be right.
+        """
+        pixels = to_pixels(video)
+        batch_size, num_frames, _, *size = pixels.shape
+        self.check_inputs(
+            prompt,
+            batch_size,
+            generator=generator,
+            prompt_embeds=prompt_embeds,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        settings = complete_settings(
+            (size[0], size[1]),
+            preset=self.preset,
+            vae=self.vae,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=1.0 if prompt is None and prompt_embeds is None else guidance_scale,
+            noise_step=noise_step,
+            window=window,
+            overlap=overlap,
+            tiling=tiling,
+        )
+        if output_type == "latent" and num_frames > settings.window:
+            raise ValueError(
+                f"output_type 'latent' needs a clip of one window, got {num_frames} frames for windows of "
+                f"{settings.window}; use another output_type or a longer window"
+            )
+        self._interrupt = False
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(prompt, batch_size)
+        windows = self.enhance_windows(
+            pixels.unbind(1),
+            prompt_embeds.to(self._execution_device, self.transformer.dtype).expand(batch_size, -1, -1),
+            settings,
+            generator=generator_or_fresh(generator),
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        if output_type == "latent":
+            frames: Frames = next(windows)[1]
+        else:
+            frames = postprocess_frames(torch.cat(list(self.join_windows(windows, settings)), dim=1), output_type)
+        self.maybe_free_model_hooks()
+        return FlashVideoEnhanceOutput(frames=frames) if return_dict else (frames,)

@@ -1,0 +1,201 @@
+"""Every number of the released and of the shipped models, with its source: their one home."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Self
+
+from flashvideo.schedule import GUIDANCE_SCHEDULES
+
+
+def _check_keys(cls: type, values: Mapping[str, Any]) -> None:
+    """Reject unknown keys and name the nearest known one."""
+    known = [field.name for field in fields(cls)]
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+            raise ValueError(f"unknown key {key!r} for {cls.__name__}; {hint}")
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise ValueError(f"{cls.__name__} lacks {', '.join(missing)}")
+
+
+def _check_positive(preset: object, *names: str) -> None:
+    for name in names:
+        value = getattr(preset, name)
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Preset:
+    """Numbers of Stage I (fidelity). "FlashVideo" below means the authors' released inference code.
+
+    Attributes:
+        height: Preview rows; FlashVideo 256 (270p floored to a multiple of 16).
+        width: Preview columns; FlashVideo 480.
+        num_frames: Video frames; FlashVideo 49, from CogVideoX.
+        frame_rate: Frames per second; FlashVideo 8, from CogVideoX.
+        num_inference_steps: Network evaluations; FlashVideo 51 (paper: 50).
+        guidance_scale: FlashVideo 8 (stage1.yaml, DynamicCFG).
+        guidance_schedule: "constant" or "reference", see `flashvideo.schedule.guidance_scale_at`.
+        latent_scale: Factor between VAE output and latents; FlashVideo 0.7 (CogVideoX-5B).
+        max_text_tokens: Text length after padding; FlashVideo 226 (CogVideoX).
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    frame_rate: float
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    latent_scale: float
+    max_text_tokens: int
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_positive(
+            self,
+            "height",
+            "width",
+            "num_frames",
+            "frame_rate",
+            "num_inference_steps",
+            "latent_scale",
+            "max_text_tokens",
+        )
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"guidance_schedule must be one of {GUIDANCE_SCHEDULES}, got {self.guidance_schedule!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Preset:
+    """Numbers of Stage II (detail). "FlashVideo" below means the authors' released inference code.
+
+    Attributes:
+        height: Output rows; FlashVideo 1072 (1080p floored to a multiple of 16).
+        width: Output columns; FlashVideo 1920.
+        num_inference_steps: Euler steps; paper 4 (the released script runs 5, useful range 4 to 6).
+        guidance_scale: Paper and FlashVideo 13 (useful range 10 to 13); 1 means no guidance and half the cost.
+        noise_step: Step of the latent degradation, 0 to 999; FlashVideo 675 (useful range 650 to 750).
+        shift: Time shift s of the sampling grid; FlashVideo 2.5 (useful range 2 to 3.5).
+        latent_scale: Factor between VAE output and latents; FlashVideo 1.15258426 (CogVideoX-2B).
+        prompt_prefix: Put before the prompt, without a space; FlashVideo "medium motion,".
+        max_text_tokens: Text length after padding; FlashVideo 226 (CogVideoX).
+    """
+
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    noise_step: int
+    shift: float
+    latent_scale: float
+    prompt_prefix: str
+    max_text_tokens: int
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_positive(
+            self, "height", "width", "num_inference_steps", "shift", "latent_scale", "max_text_tokens"
+        )
+        if not 0 <= self.noise_step < 1000:
+            raise ValueError(f"noise_step must be in 0..999, got {self.noise_step}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Both stages' numbers.
+
+    Attributes:
+        name: Short name, a key of `PRESETS` or a model folder's own.
+        stage1: Stage I.
+        stage2: Stage II.
+    """
+
+    name: str
+    stage1: Stage1Preset
+    stage2: Stage2Preset
+
+    def to_dict(self) -> dict[str, Any]:
+        """A nested dictionary of plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown (the nearest known one is named) or missing, or a value is out of range.
+        """
+        _check_keys(cls, values)
+        _check_keys(Stage1Preset, values["stage1"])
+        _check_keys(Stage2Preset, values["stage2"])
+        return cls(
+            name=values["name"],
+            stage1=Stage1Preset(**values["stage1"]),
+            stage2=Stage2Preset(**values["stage2"]),
+        )
+
+
+FLASHVIDEO = Preset(
+    name="flashvideo",
+    stage1=Stage1Preset(
+        height=256,
+        width=480,
+        num_frames=49,
+        frame_rate=8,
+        num_inference_steps=51,
+        guidance_scale=8.0,
+        guidance_schedule="reference",
+        latent_scale=0.7,
+        max_text_tokens=226,
+    ),
+    stage2=Stage2Preset(
+        height=1072,
+        width=1920,
+        num_inference_steps=4,
+        guidance_scale=13.0,
+        noise_step=675,
+        shift=2.5,
+        latent_scale=1.15258426,
+        prompt_prefix="medium motion,",
+        max_text_tokens=226,
+    ),
+)
+"""The authors' released weights (arXiv 2502.05179)."""
+
+NANO = Preset(
+    name="nano",
+    stage1=Stage1Preset(
+        height=96,
+        width=160,
+        num_frames=17,
+        frame_rate=8,
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        guidance_schedule="constant",
+        latent_scale=1.0,
+        max_text_tokens=28,
+    ),
+    stage2=Stage2Preset(
+        height=384,
+        width=640,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        noise_step=250,
+        shift=2.5,
+        latent_scale=1.0,
+        prompt_prefix="",
+        max_text_tokens=28,
+    ),
+)
+"""Our own small weights, shipped with the package; chosen by sweeps on held-out procedural videos."""
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (NANO, FLASHVIDEO)})
+"""Presets by name."""

@@ -1,0 +1,304 @@
+"""Recipes: frozen dataclasses read from YAML, strict about every key.
+
+A recipe is one file read top-down: what is trained, on what, in which phases. Each phase starts from where the
+last one ended; within a phase the learning rate warms up and then follows its schedule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What every phase has.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: clips per step.
+        frames: frames per clip, 4k+1.
+        learning_rate: peak learning rate.
+        final_learning_rate: what the cosine ends at; equal to `learning_rate` for a constant rate.
+        warmup: steps of linear warm-up.
+    """
+
+    steps: int
+    batch: int
+    frames: int
+    learning_rate: float
+    final_learning_rate: float = 0.0
+    warmup: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every recipe has.
+
+    Attributes:
+        task: which objective: "vae", "stage1" or "stage2".
+        output: folder for checkpoints, curves and the trained weights.
+        seed: of initial weights, data and noise.
+        workers: processes that make training data.
+        optimizer: "adamw", or "muon" for the hidden matrices with AdamW for the rest.
+        weight_decay, max_grad_norm: as in AdamW; gradient norm is clipped.
+        ema_decay: of the exponential moving average of the weights, which is what is saved and validated.
+        bf16: autocast to bfloat16.
+        checkpoint_minutes: time between checkpoints.
+        validate_minutes: time between validations; one always ends a run.
+    """
+
+    task: str
+    output: str
+    seed: int = 0
+    workers: int = 1
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.995
+    bf16: bool = True
+    checkpoint_minutes: float = 3.0
+    validate_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEPhase(Phase):
+    """A phase of VAE training.
+
+    Attributes:
+        crop: (height, width) of the training crops in pixels.
+        natural: share of dead-leaves clips.
+    """
+
+    crop: tuple[int, int]
+    natural: float = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAERecipe(Recipe):
+    """Training of the causal video VAE.
+
+    Attributes:
+        model: arguments of `AutoencoderKLCogVideoX`.
+        phases: in order.
+        kl_weight: of the KL term per latent element.
+        gradient_weight: of the L1 distance of spatial differences.
+        difference_weight: of the L1 distance of frame-to-frame differences.
+    """
+
+    model: dict[str, Any]
+    phases: tuple[VAEPhase, ...]
+    kl_weight: float = 1e-4
+    gradient_weight: float = 0.5
+    difference_weight: float = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Phase(Phase):
+    """A phase of Stage I training.
+
+    Attributes:
+        density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
+        epochs: how often each rendered and encoded clip is used before a new one replaces it.
+    """
+
+    density: float = 2.5
+    epochs: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Recipe(Recipe):
+    """Training of Stage I with its text encoder: v-prediction, zero-terminal SNR, text dropout.
+
+    Attributes:
+        vae: folder of the trained VAE.
+        model: arguments of `FlashVideoTransformer3DModel`.
+        text: arguments of the T5 text encoder.
+        phases: in order.
+        size: (height, width) of the preview.
+        text_dropout: share of samples trained with zeros for text.
+        cache_clips: encoded clips kept for reuse.
+    """
+
+    vae: str
+    model: dict[str, Any]
+    text: dict[str, Any]
+    phases: tuple[Stage1Phase, ...]
+    size: tuple[int, int] = (96, 160)
+    text_dropout: float = 0.1
+    cache_clips: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Phase(Phase):
+    """A phase of Stage II training.
+
+    Attributes:
+        crops: sizes (height, width) that batches alternate between; the full frame may be one of them.
+        natural: share of dead-leaves clips.
+        noise_steps: range of latent degradation, drawn uniformly.
+        times_per_clip: how many flow times each encoded pair is trained at.
+        text_dropout: share of samples trained with zeros for text; 1 trains without text.
+        strong: share of clips with the strong pixel degradation, the others get the weak one.
+    """
+
+    crops: tuple[tuple[int, int], ...]
+    natural: float = 0.4
+    noise_steps: tuple[int, int] = (150, 350)
+    times_per_clip: int = 1
+    text_dropout: float = 0.1
+    strong: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Recipe(Recipe):
+    """Training of Stage II: flow matching from degraded low resolution to high resolution.
+
+    Attributes:
+        vae: folder of the trained VAE.
+        text: folder of the trained Stage I (tokenizer and text encoder, frozen); empty trains without text.
+        model: arguments of `FlashVideoTransformer3DModel`.
+        phases: in order, coarse to fine.
+        size: (height, width) of the full frame.
+        scale: factor between preview and full frame.
+        shift: time shift s of training and sampling.
+    """
+
+    vae: str
+    model: dict[str, Any]
+    phases: tuple[Stage2Phase, ...]
+    text: str = ""
+    size: tuple[int, int] = (384, 640)
+    scale: int = 4
+    shift: float = 2.5
+
+
+RECIPES: dict[str, type[Recipe]] = {"vae": VAERecipe, "stage1": Stage1Recipe, "stage2": Stage2Recipe}
+
+
+def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: "key=value" or "phases.0.steps=10"; values are YAML.
+
+    Raises:
+        ValueError: for a missing file, text that is not YAML, an unknown key (the nearest known one is named), or
+            a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"recipe must be a YAML file, got {path}, which does not exist or is a folder")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} must be YAML, got text that does not parse: {error}".split("\n")[0]) from None
+    if not isinstance(data, dict):
+        raise ValueError(f"recipe {path} must be a mapping of keys to values, got {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    task = data.get("task")
+    if task not in RECIPES:
+        raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {task!r}")
+    return _build(RECIPES[task], data, "")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"an override must look like key=value, got {override!r}")
+    *parents, last = key.split(".")
+    node: Any = data
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        if isinstance(node, list):
+            node[int(last)] = yaml.safe_load(text)
+        else:
+            node[last] = _number(yaml.safe_load(text))
+    except (KeyError, IndexError, ValueError, TypeError):
+        raise ValueError(f"override {override!r} must name a key of the recipe; {key!r} leads nowhere") from None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; read it as the number that it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(fields)}"
+            raise ValueError(f"unknown key {where + str(key)!r} in the recipe{hint}")
+        values[key] = _convert(hints[key], value, where + key)
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"the recipe must give {where + missing[0]!r}, which is missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(arguments[0], v, f"{where}.{i}.") for i, v in enumerate(value))
+        if len(value) != len(arguments):
+            raise ValueError(f"{where} must have {len(arguments)} entries, got {value!r}")
+        return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where.rstrip('.')} must be a mapping of keys to values, got {value!r}")
+        return _build(typing.cast(type, hint), value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a mapping of keys to values, got {value!r}")
+        return {k: _number(v) for k, v in value.items()}
+    if isinstance(hint, types.UnionType):
+        return value
+    if hint is float:
+        value = _number(value)
+        value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be of type {hint.__name__}, got {value!r}")
+    return value
+
+
+__all__ = ["RECIPES", "Phase", "Recipe", "Stage1Recipe", "Stage2Recipe", "VAERecipe", "load_recipe"]

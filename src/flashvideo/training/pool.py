@@ -1,0 +1,76 @@
+"""A pool of rendered and encoded clips: Stage I trains on latents that were made once.
+
+Shards of a fixed number of clips lie in one folder beside a description of the VAE and the renderer settings that
+made them; a pool made by another VAE is refused, an interrupted one is continued. Shapes: latents (f, C, h, w).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from flashvideo.data.shapes_world import Scene, render, sample_scene
+from flashvideo.training.vae import sample_seed
+from flashvideo.vae import encode_pixels
+
+logger = logging.getLogger(__name__)
+SHARD = 128
+
+
+def fingerprint(vae: AutoencoderKLCogVideoX) -> str:
+    """A short hash of a VAE's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def pool_scene(seed: int, index: int) -> Scene:
+    """The scene of clip `index` of the pool with this seed."""
+    return sample_scene(sample_seed(seed, 77, index))
+
+
+@torch.no_grad()
+def build_pool(
+    folder: Path, vae: AutoencoderKLCogVideoX, *, seed: int, count: int, size: tuple[int, int], bf16: bool
+) -> None:
+    """Render and encode `count` clips into `folder`, skipping shards that are already there.
+
+    Raises:
+        ValueError: if the folder holds a pool of another VAE, seed or size.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"vae": fingerprint(vae), "seed": seed, "size": list(size)}
+    description = folder / "pool.json"
+    if description.exists() and json.loads(description.read_text()) != about:
+        raise ValueError(f"{folder} holds clips of another VAE, seed or size; delete it to make them anew")
+    description.write_text(json.dumps(about))
+    for shard in tqdm(range((count + SHARD - 1) // SHARD), desc="encode clips", mininterval=5):
+        path = folder / f"{shard:05}.safetensors"
+        if path.exists():
+            continue
+        latents = []
+        for i in range(shard * SHARD, (shard + 1) * SHARD):
+            clip = torch.from_numpy(render(pool_scene(seed, i), height=size[0], width=size[1]))[None]
+            with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
+                encoded = encode_pixels(vae, clip.to(vae.device), scale=vae.config.scaling_factor)
+            latents.append(encoded[0].to(torch.bfloat16).cpu())
+        temporary = path.with_suffix(f".partial{os.getpid()}")
+        save_file({"latents": torch.stack(latents)}, temporary)
+        os.replace(temporary, path)
+
+
+def load_pool(folder: Path, count: int) -> Tensor:
+    """All clips of a pool, (count, f, C, h, w) bfloat16."""
+    shards = sorted(folder.glob("*.safetensors"))[: (count + SHARD - 1) // SHARD]
+    return torch.cat([load_file(s)["latents"] for s in shards])[:count]

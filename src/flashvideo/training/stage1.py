@@ -1,0 +1,159 @@
+"""Stage I training: v-prediction with zero-terminal SNR, the text encoder trained jointly.
+
+Shapes: latents (B, f, C, h, w), text (B, L, D). Equations: `flashvideo.schedule`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import T5Config, T5EncoderModel
+
+from flashvideo.data.captions import caption, full_caption, vocabulary
+from flashvideo.data.shapes_world import Scene, sample_scene
+from flashvideo.evaluation.readers import agreement, read_clip
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.presets import NANO
+from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
+from flashvideo.text import build_word_tokenizer, encode_prompts
+from flashvideo.training.config import Stage1Recipe
+from flashvideo.training.pool import build_pool, load_pool, pool_scene
+from flashvideo.training.vae import sample_seed
+from flashvideo.vae import decode_latents
+from flashvideo.video import contact_sheet, save_image
+
+
+class PoolClips(Dataset):
+    """Clips of the pool in an order reshuffled every epoch, each time with another caption."""
+
+    def __init__(self, latents: Tensor, *, seed: int, pool_seed: int, num_latent_frames: int) -> None:
+        self.latents, self.seed, self.pool_seed = latents, seed, pool_seed
+        self.num_latent_frames = num_latent_frames
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        epoch, place = divmod(index, len(self.latents))
+        clip = int(np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(self.latents))[place])
+        text = caption(pool_scene(self.pool_seed, clip), np.random.default_rng(sample_seed(self.seed, 5, index)))
+        return self.latents[clip, : self.num_latent_frames], text
+
+
+def held_out_scenes(count: int, *, first: int = 0) -> list[Scene]:
+    """Fixed scenes of combinations never trained on; one object, no pan: what prompts are judged by."""
+    return [
+        sample_scene(sample_seed(424_242, i), held_out=True, second_object=0.0, pan=0.0)
+        for i in range(first, first + count)
+    ]
+
+
+def sample_timesteps(count: int, density: float, generator: torch.Generator) -> Tensor:
+    """Training timesteps k = 999 (1 - u^p), u stratified over the batch; p = 1 is uniform. Returns (count,) int64."""
+    u = torch.rand(count, generator=generator, device=generator.device)
+    u = (torch.arange(count, device=u.device) + u) / count
+    return (999 * (1 - u**density)).round().long()
+
+
+class Stage1Task:
+    """The Stage I transformer and its text encoder."""
+
+    def __init__(self, recipe: Stage1Recipe, device: torch.device) -> None:
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
+        self.tokenizer = build_word_tokenizer(vocabulary())
+        text_config = T5Config(vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, **recipe.text)
+        transformer = FlashVideoTransformer3DModel(text_embed_dim=text_config.d_model, **recipe.model)
+        transformer.init_for_training()
+        self.modules = nn.ModuleDict({"transformer": transformer, "text_encoder": T5EncoderModel(text_config)})
+        self.modules.to(device)
+        self.max_text_tokens = int(recipe.model["max_text_seq_length"])
+        self.table = alphas_cumprod_sqrt_table().to(device)
+        self.temporal = int(self.vae.config.temporal_compression_ratio)
+        pool = Path(recipe.output) / "pool"
+        build_pool(
+            pool, self.vae, seed=recipe.seed, count=recipe.cache_clips, size=recipe.size, bf16=recipe.bf16
+        )
+        self.latents = load_pool(pool, recipe.cache_clips)
+
+    def dataset(self, phase_index: int) -> Dataset:
+        """Latents and captions of a phase."""
+        frames = self.recipe.phases[phase_index].frames
+        return PoolClips(
+            self.latents,
+            seed=sample_seed(self.recipe.seed, phase_index),
+            pool_seed=self.recipe.seed,
+            num_latent_frames=1 + (frames - 1) // self.temporal,
+        )
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Text embeddings (B, L, D) of prompts."""
+        return encode_prompts(
+            prompts, self.tokenizer, self.modules["text_encoder"], max_text_tokens=self.max_text_tokens
+        )
+
+    def loss(
+        self, batch: tuple[Tensor, list[str]], phase_index: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error of v, text dropped for guidance."""
+        latents, prompts = batch
+        latents = latents.to(generator.device).float()
+        count = len(latents)
+        text = self.encode(list(prompts))
+        keep = torch.rand(count, generator=generator, device=latents.device) >= self.recipe.text_dropout
+        text = text * keep[:, None, None]
+        timesteps = sample_timesteps(count, self.recipe.phases[phase_index].density, generator)
+        # Stratified timesteps come sorted; batches do not.
+        timesteps = timesteps[torch.randperm(count, generator=generator, device=latents.device)]
+        a = self.table[timesteps]
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        output = self.modules["transformer"](add_noise(latents, noise, a), text, timesteps.float()).sample
+        error = (output.float() - velocity_target(latents, noise, a)).square().flatten(1).mean(1)
+        high = timesteps > 800
+        named = {"high": float(error[high].mean().detach())} if high.any() else {}
+        return error.mean(), named
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], *, steps: int, guidance: float, frames: int, seed: int = 0) -> Tensor:
+        """Previews (B, F, 3, H, W) in [-1, 1], without the pipeline's bookkeeping."""
+        device = self.vae.device
+        generator = torch.Generator(device).manual_seed(seed)
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = (s // factor for s in self.recipe.size)
+        shape = (len(prompts), 1 + (frames - 1) // self.temporal, self.vae.config.latent_channels, height, width)
+        scheduler = FlashVideoScheduler()
+        scheduler.set_timesteps(steps, device)
+        latents = torch.randn(shape, generator=generator, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            text = self.encode(prompts)
+            both = torch.cat((torch.zeros_like(text), text))
+            for timestep in scheduler.timesteps:
+                times = timestep.float().expand(2 * len(prompts))
+                output = self.modules["transformer"](latents.repeat(2, 1, 1, 1, 1), both, times).sample.float()
+                unconditional, conditional = output.chunk(2)
+                v = unconditional + guidance * (conditional - unconditional)
+                latents = scheduler.step(v, timestep, latents, generator=generator).prev_sample
+            clips = [decode_latents(self.vae, x[None], scale=self.vae.config.scaling_factor) for x in latents]
+        return torch.cat(clips).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def validate(self, count: int = 32) -> dict[str, float]:
+        """What share of held-out prompts' attributes the readers find in the previews; writes a contact sheet."""
+        scenes = held_out_scenes(count)
+        steps, guidance = NANO.stage1.num_inference_steps, NANO.stage1.guidance_scale
+        clips = self.sample([full_caption(s) for s in scenes], steps=steps, guidance=guidance, frames=17)
+        found = [agreement(read_clip(clip), scene) for clip, scene in zip(clips, scenes, strict=True)]
+        frames = torch.stack([clip[i] for clip in clips[:16] for i in (0, 8, 16)])
+        save_image(contact_sheet(frames, columns=6), Path(self.recipe.output) / "validation.png")
+        values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+        return values | {"all": float(np.mean([all(f.values()) for f in found]))}
+
+    def save(self, folder: Path) -> None:
+        """Write transformer, text encoder, tokenizer and scheduler folders."""
+        self.modules["transformer"].save_pretrained(folder / "stage1_transformer")
+        self.modules["text_encoder"].save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        FlashVideoScheduler().save_pretrained(folder / "stage1_scheduler")

@@ -1,0 +1,197 @@
+"""Stage II training: flow matching from degraded low resolution to high resolution (paper section 3.2).
+
+    z_hq = Encode(x),  z_lq = DEG_latent(Encode(DEG_pixel(x))),  z_t = (1 - t) z_lq + t z_hq,  v = z_hq - z_lq
+
+Shapes: pixels (B, F, 3, H, W) in [-1, 1], latents (B, f, C, h, w), text (B, L, D).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, T5EncoderModel
+
+from flashvideo.data.captions import caption
+from flashvideo.data.dead_leaves import render_leaves
+from flashvideo.data.shapes_world import NUM_FRAMES, render, sample_scene
+from flashvideo.degradations.latent import degrade_latents
+from flashvideo.degradations.pixel import degrade_pixels
+from flashvideo.evaluation.metrics import gradient_energy, psnr
+from flashvideo.flow import (
+    euler,
+    flow_matching_loss,
+    interpolate,
+    network_timestep,
+    sample_times,
+    time_grid,
+)
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.presets import NANO
+from flashvideo.text import encode_prompts
+from flashvideo.training.config import Stage2Phase, Stage2Recipe
+from flashvideo.training.vae import held_out_clips, sample_seed
+from flashvideo.video import contact_sheet, resize_video, save_image
+from flashvideo.vae import decode_latents, encode_pixels
+
+
+class CaptionedCrops(Dataset):
+    """Crops of full-size scenes with captions, mixed with dead leaves, which have none.
+
+    All samples of a batch share one crop size: size k serves every k-th batch.
+    """
+
+    def __init__(self, seed: int, phase: Stage2Phase, size: tuple[int, int]) -> None:
+        self.seed, self.phase, self.size = seed, phase, size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        seed = sample_seed(self.seed, index)
+        rng = np.random.default_rng(seed)
+        phase = self.phase
+        h, w = phase.crops[index // phase.batch % len(phase.crops)]
+        if rng.random() < phase.natural:
+            return torch.from_numpy(render_leaves(seed, height=h, width=w, num_frames=phase.frames)), ""
+        scene = sample_scene(seed, pan=0.2)
+        height, width = self.size
+        # Multiples of 16 keep crops on the grid of the tokens that they would be in a whole frame.
+        top = int((height - h) * rng.beta(1.5, 1.5)) // 16 * 16
+        left = int((width - w) * rng.beta(1.5, 1.5)) // 16 * 16
+        first = int(rng.integers(0, NUM_FRAMES - phase.frames + 1))
+        clip = render(
+            scene,
+            height=height,
+            width=width,
+            frames=slice(first, first + phase.frames),
+            crop=(top, left, h, w),
+        )
+        return torch.from_numpy(clip), caption(scene, rng)
+
+
+class Stage2Task:
+    """The Stage II transformer; VAE and text encoder are frozen."""
+
+    def __init__(self, recipe: Stage2Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        torch.manual_seed(recipe.seed)
+        self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
+        self.scale = float(self.vae.config.scaling_factor)
+        transformer = FlashVideoTransformer3DModel(**recipe.model)
+        transformer.init_for_training()
+        self.modules = nn.ModuleDict({"transformer": transformer}).to(device)
+        self.tokenizer: Any = None
+        self.text_encoder: T5EncoderModel | None = None
+        if recipe.text:
+            self.tokenizer = AutoTokenizer.from_pretrained(Path(recipe.text) / "tokenizer")
+            encoder = T5EncoderModel.from_pretrained(Path(recipe.text) / "text_encoder")
+            self.text_encoder = encoder.to(device).eval().requires_grad_(False)
+
+    def dataset(self, phase_index: int) -> Dataset:
+        """Clean crops and captions of a phase."""
+        seed = sample_seed(self.recipe.seed, 31, phase_index)
+        return CaptionedCrops(seed, self.recipe.phases[phase_index], self.recipe.size)
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Embeddings (B, L, D); zeros where a prompt is empty or there is no text encoder."""
+        config = self.modules["transformer"].config
+        length = int(config.max_text_seq_length)
+        if self.text_encoder is None:
+            return torch.zeros(len(prompts), length, config.text_embed_dim, device=self.device)
+        text = encode_prompts(prompts, self.tokenizer, self.text_encoder, max_text_tokens=length)
+        given = torch.tensor([bool(p) for p in prompts], device=self.device)
+        return text.float() * given[:, None, None]
+
+    def _round_trip(self, pixels: Tensor) -> Tensor:
+        """What the VAE makes of a small clip; generated previews have been through its decoder."""
+        latents = encode_pixels(self.vae, pixels, scale=1.0)
+        return decode_latents(self.vae, latents, scale=1.0).float()
+
+    @torch.no_grad()
+    def _pair(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(z_hq, z_lq before latent degradation) of a batch."""
+        draws = torch.rand(2, generator=generator)
+        strong, preview = float(draws[0]) < phase.strong, float(draws[1]) < 0.5
+        low = degrade_pixels(
+            pixels,
+            generator,
+            scale=self.recipe.scale,
+            strong=strong,
+            at_low_resolution=self._round_trip if preview else None,
+        )
+        both = encode_pixels(self.vae, torch.cat((pixels, low)), scale=self.scale)
+        z_hq, z_lq = both.float().chunk(2)
+        return z_hq, z_lq
+
+    def loss(
+        self, batch: tuple[Tensor, list[str]], phase_index: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Flow-matching loss, each encoded pair at several times."""
+        pixels, prompts = batch
+        phase = self.recipe.phases[phase_index]
+        z_hq, z_lq = self._pair(pixels.to(self.device), phase, generator)
+        repeat = phase.times_per_clip
+        z_hq, z_lq = z_hq.repeat(repeat, 1, 1, 1, 1), z_lq.repeat(repeat, 1, 1, 1, 1)
+        count = len(z_hq)
+        text = self.encode_text(list(prompts)).repeat(repeat, 1, 1)
+        keep = torch.rand(count, generator=generator, device=self.device) >= phase.text_dropout
+        low, high = phase.noise_steps
+        noise_step = torch.randint(low, high + 1, (count,), generator=generator, device=self.device)
+        z_lq = degrade_latents(z_lq, noise_step, generator)
+        t = sample_times(count, self.recipe.shift, generator)
+        t = t[torch.randperm(count, generator=generator, device=self.device)]
+        v = self.modules["transformer"](
+            interpolate(z_lq, z_hq, t), text * keep[:, None, None], network_timestep(t), noise_step=noise_step
+        ).sample
+        return flow_matching_loss(v, z_lq, z_hq), {}
+
+    @torch.no_grad()
+    def enhance(self, low: Tensor, *, steps: int, noise_step: int, seed: int = 0) -> Tensor:
+        """Small clips (B, F, 3, h, w) to `scale` times the size, without text, by the bare equations."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        height, width = (s * self.recipe.scale for s in low.shape[-2:])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            z = encode_pixels(self.vae, resize_video(low, height, width), scale=self.scale)
+            text = self.encode_text([""] * len(low))
+            z = degrade_latents(z.float(), noise_step, generator)
+            step = torch.full((len(low),), noise_step, device=self.device)
+
+            def velocity(x: Tensor, t: Tensor) -> Tensor:
+                times = network_timestep(t).expand(len(x)).to(self.device)
+                return self.modules["transformer"](x, text, times, noise_step=step).sample.float()
+
+            z = euler(velocity, z, time_grid(steps, self.recipe.shift))
+            return decode_latents(self.vae, z, scale=self.scale).float()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The watch list at full size: PSNR to truth, detail energy, fidelity to the input; writes a sheet."""
+        values: dict[str, list[float]] = {}
+        sheet = []
+        for natural in (False, True):
+            for clip in held_out_clips(2, height=self.recipe.size[0], width=self.recipe.size[1], natural=natural):
+                low = resize_video(clip[None], *(s // self.recipe.scale for s in self.recipe.size))
+                bicubic = torch.nn.functional.interpolate(
+                    low[0], size=self.recipe.size, mode="bicubic", align_corners=False
+                ).clamp(-1, 1)
+                output = self.enhance(low, steps=4, noise_step=NANO.stage2.noise_step)[0]
+                kind = "natural" if natural else "world"
+                down = resize_video(output, *low.shape[-2:])
+                figures = {
+                    f"{kind}_gain": float(psnr(output, clip).mean() - psnr(bicubic, clip).mean()),
+                    f"{kind}_energy": float((gradient_energy(output) / gradient_energy(clip)).mean()),
+                    f"{kind}_fidelity": float(psnr(down, low[0]).mean()),
+                }
+                for name, value in figures.items():
+                    values.setdefault(name, []).append(value)
+                sheet += [bicubic[8], output[8], clip[8]]
+        save_image(contact_sheet(torch.stack(sheet), columns=3), Path(self.recipe.output) / "validation.png")
+        return {name: float(np.mean(v)) for name, v in values.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write transformer and scheduler folders."""
+        self.modules["transformer"].save_pretrained(folder / "stage2_transformer")
+        FlowMatchEulerDiscreteScheduler(shift=self.recipe.shift).save_pretrained(folder / "stage2_scheduler")

@@ -1,0 +1,121 @@
+"""VAE training: reconstruction of procedural and natural-statistics clips.
+
+Shapes: pixels (B, F, 3, H, W) in [-1, 1]. GroupNorm's statistics depend on the crop and on the chunk, so phases end
+on large crops, and clips go through the same causal chunks as at inference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from flashvideo.data.dead_leaves import render_leaves
+from flashvideo.data.shapes_world import NUM_FRAMES, render, sample_scene
+from flashvideo.training.config import VAERecipe
+from flashvideo.vae import decode_latents, encode_moments, encode_pixels
+
+FULL_SIZE = (384, 640)
+
+
+def sample_seed(*parts: int) -> int:
+    """One 62-bit seed for a (recipe seed, phase, index, ...) tuple."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 2)
+
+
+class Crops(Dataset):
+    """Random crops of full-size scenes, mixed with dead leaves: (F, 3, h, w) float32 in [-1, 1]."""
+
+    def __init__(self, seed: int, *, crop: tuple[int, int], frames: int, natural: float) -> None:
+        self.seed, self.crop, self.frames, self.natural = seed, crop, frames, natural
+
+    def __getitem__(self, index: int) -> Tensor:
+        seed = sample_seed(self.seed, index)
+        rng = np.random.default_rng(seed)
+        h, w = self.crop
+        if rng.random() < self.natural:
+            return torch.from_numpy(render_leaves(seed, height=h, width=w, num_frames=self.frames))
+        scene = sample_scene(seed, pan=0.3)
+        scale = float(rng.choice((0.25, 0.5, 1.0), p=(0.25, 0.1, 0.65)))
+        height, width = max(h, int(FULL_SIZE[0] * scale)), max(w, int(FULL_SIZE[1] * scale))
+        # Crops lean to the middle, where the objects are.
+        top = int((height - h) * rng.beta(1.5, 1.5))
+        left = int((width - w) * rng.beta(1.5, 1.5))
+        first = int(rng.integers(0, NUM_FRAMES - self.frames + 1))
+        frames = slice(first, first + self.frames)
+        return torch.from_numpy(render(scene, height=height, width=width, frames=frames, crop=(top, left, h, w)))
+
+
+def held_out_clips(count: int, *, height: int, width: int, natural: bool = False) -> Tensor:
+    """Fixed clips that no training seed reaches, of held-out combinations: (count, 17, 3, height, width)."""
+    clips = []
+    for i in range(count):
+        seed = sample_seed(990_000, i)
+        if natural:
+            clips.append(render_leaves(seed, height=height, width=width))
+        else:
+            clips.append(render(sample_scene(seed, held_out=True), height=height, width=width))
+    return torch.from_numpy(np.stack(clips))
+
+
+class VAETask:
+    """The VAE and its loss: L1 in pixels, in spatial differences and in frame differences, and KL."""
+
+    def __init__(self, recipe: VAERecipe, device: torch.device) -> None:
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.vae = AutoencoderKLCogVideoX(**recipe.model).to(device)
+        self.modules = nn.ModuleDict({"vae": self.vae})
+
+    def dataset(self, phase_index: int) -> Dataset:
+        """Crops of a phase."""
+        phase = self.recipe.phases[phase_index]
+        seed = sample_seed(self.recipe.seed, phase_index)
+        return Crops(seed, crop=phase.crop, frames=phase.frames, natural=phase.natural)
+
+    def loss(self, batch: Tensor, phase_index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruction and KL of pixels (B, F, 3, H, W)."""
+        recipe = self.recipe
+        pixels = batch.to(self.vae.device)
+        mean, log_variance = encode_moments(self.vae, pixels)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        latents = mean + torch.exp(0.5 * log_variance) * noise
+        output = decode_latents(self.vae, latents, scale=1.0, clamp=False)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        error = output - pixels
+        loss = error.abs().mean() + recipe.kl_weight * kl
+        for axis in (-1, -2):
+            loss = loss + recipe.gradient_weight * 0.5 * error.diff(dim=axis).abs().mean()
+        if pixels.shape[1] > 1:
+            loss = loss + recipe.difference_weight * error.diff(dim=1).abs().mean()
+        mse = error.detach().square().mean()
+        return loss, {"psnr": float(10 * torch.log10(4 / mse)), "kl": kl.item()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """PSNR and gradient energy on full-size held-out clips, of both kinds; sets the latent scale."""
+        result: dict[str, float] = {}
+        deviations = []
+        for name, natural in (("world", False), ("natural", True)):
+            psnr, energy = [], []
+            for clip in held_out_clips(3, height=FULL_SIZE[0], width=FULL_SIZE[1], natural=natural):
+                with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                    latents = encode_pixels(self.vae, clip[None], scale=1.0)
+                    output = decode_latents(self.vae, latents, scale=1.0)[0].float()
+                deviations.append(latents.float().std().item())
+                psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
+                energy.append(
+                    sum(output.diff(dim=a).square().mean().item() for a in (-1, -2))
+                    / sum(clip.diff(dim=a).square().mean().item() for a in (-1, -2))
+                )
+            result |= {f"{name}_psnr": float(np.mean(psnr)), f"{name}_energy": float(np.mean(energy))}
+        self.vae.register_to_config(scaling_factor=round(1 / float(np.mean(deviations)), 4))
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write the VAE folder."""
+        self.vae.save_pretrained(folder / "vae")
