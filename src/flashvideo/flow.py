@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-NUM_TRAIN_TIMESTEPS = 1000
+from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 
 
 def shift_time(u: torch.Tensor, shift: float) -> torch.Tensor:

@@ -6,7 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Self
 
-from flashvideo.schedule import GUIDANCE_SCHEDULES
+NUM_TRAIN_TIMESTEPS = 1000
+"""Length of the noise schedule and range of the network's time input, from CogVideoX."""
+
+GUIDANCE_SCHEDULES = ("constant", "reference")
+"""Names that `flashvideo.schedule.guidance_scale_at` knows."""
 
 
 def _check_keys(cls: type, values: Mapping[str, Any]) -> None:
@@ -104,8 +108,8 @@ class Stage2Preset:
         _check_positive(
             self, "height", "width", "num_inference_steps", "shift", "latent_scale", "max_text_tokens"
         )
-        if not 0 <= self.noise_step < 1000:
-            raise ValueError(f"noise_step must be in 0..999, got {self.noise_step}")
+        if not 0 <= self.noise_step < NUM_TRAIN_TIMESTEPS:
+            raise ValueError(f"noise_step must be in 0..{NUM_TRAIN_TIMESTEPS - 1}, got {self.noise_step}")
 
 
 @dataclass(frozen=True, kw_only=True)

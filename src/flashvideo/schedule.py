@@ -17,10 +17,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-NUM_TRAIN_TIMESTEPS = 1000
+from flashvideo.presets import GUIDANCE_SCHEDULES, NUM_TRAIN_TIMESTEPS
+
 BETA_START = 0.00085
 BETA_END = 0.012
-GUIDANCE_SCHEDULES = ("constant", "reference")
 
 
 def alphas_cumprod_sqrt_table(
@@ -252,7 +252,9 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
 
 def _alphas_cumprod(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).to(torch.float32)  # float32 from here on, to equal the reference's bits
+    return torch.cumprod(1 - betas, dim=0).to(
+        torch.float32
+    )  # float32 from here on, to equal the reference's bits
 
 
 def _rescale_to_zero(alphas_cumprod_sqrt: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,7 @@ def tile_spans(length: int, num_tiles: int, overlap: int) -> list[TileSpan]:
         The tiles in order; cores partition the axis.
 
     Raises:
-        ValueError: If a core would be smaller than the overlap (three tiles would meet) or empty.
+        ValueError: If a core would be empty or smaller than the overlap.
     """
     edges = [length * i // num_tiles for i in range(num_tiles + 1)]
     shortest = length // num_tiles
@@ -305,33 +305,35 @@ def _map_tiles(
 ) -> torch.Tensor:
     """Apply ``function`` to every tile of (B, C, F, H, W) and put the results together."""
     height, width = latent_size
+    rows = tile_spans(height, tiling.rows, tiling.overlap)
+    columns = tile_spans(width, tiling.columns, tiling.overlap)
+    row_weights = _tile_weights(rows, height, out_factor, blend=tiling.blend)
+    column_weights = _tile_weights(columns, width, out_factor, blend=tiling.blend)
     result: torch.Tensor | None = None
-    for row in (rows := tile_spans(height, tiling.rows, tiling.overlap)):
-        for column in (columns := tile_spans(width, tiling.columns, tiling.overlap)):
+    for row, row_weight in zip(rows, row_weights, strict=True):
+        for column, column_weight in zip(columns, column_weights, strict=True):
             tile = function(source[..., row.scaled(in_factor), column.scaled(in_factor)])
             if result is None:
                 result = tile.new_zeros(*tile.shape[:3], height * out_factor, width * out_factor)
-            row_weights = _tile_weights(row, rows, out_factor, blend=tiling.blend).to(tile.device)
-            column_weights = _tile_weights(column, columns, out_factor, blend=tiling.blend).to(tile.device)
-            result[..., row.scaled(out_factor), column.scaled(out_factor)] += tile * (
-                row_weights[:, None] * column_weights
-            )
+            weight = (row_weight[:, None] * column_weight).to(tile.device)
+            result[..., row.scaled(out_factor), column.scaled(out_factor)] += tile * weight
     assert result is not None
     return result
 
 
-def _tile_weights(span: TileSpan, spans: list[TileSpan], factor: int, *, blend: bool) -> torch.Tensor:
-    """Weights of one tile along one axis, in output pixels; over all tiles they sum to one everywhere."""
-    length = (span.stop - span.start) * factor
-    positions = torch.arange(length, dtype=torch.float32) + span.start * factor + 0.5  # pixel centres
-    if not blend:
-        return ((positions > span.core_start * factor) & (positions < span.core_stop * factor)).float()
-    weights = torch.ones(length)
-    index = spans.index(span)
-    if index > 0:  # rises from 0 to 1 over the strip shared with the tile before
-        strip_start, strip_stop = span.start * factor, spans[index - 1].stop * factor
-        weights = weights * ((positions - strip_start) / max(strip_stop - strip_start, 1e-6)).clamp(0, 1)
-    if index < len(spans) - 1:
-        strip_start, strip_stop = spans[index + 1].start * factor, span.stop * factor
-        weights = weights * ((strip_stop - positions) / max(strip_stop - strip_start, 1e-6)).clamp(0, 1)
-    return weights
+def _tile_weights(spans: list[TileSpan], length: int, factor: int, *, blend: bool) -> list[torch.Tensor]:
+    """Weights of every tile along one axis, in output pixels; over all tiles they sum to one everywhere."""
+    centres = (torch.arange(length * factor, dtype=torch.float32) + 0.5) / factor  # in latent pixels
+    weights = []
+    for index, span in enumerate(spans):
+        if not blend:
+            weight = ((centres > span.core_start) & (centres < span.core_stop)).float()
+        else:
+            weight = ((centres > span.start) & (centres < span.stop)).float()
+            if index > 0 and (strip := spans[index - 1].stop - span.start):  # shared with the tile before
+                weight = weight * ((centres - span.start) / strip).clamp(0, 1)
+            if index < len(spans) - 1 and (strip := span.stop - spans[index + 1].start):
+                weight = weight * ((span.stop - centres) / strip).clamp(0, 1)
+        weights.append(weight)
+    total = torch.stack(weights).sum(dim=0)  # not one where three tiles meet
+    return [(weight / total)[span.scaled(factor)] for weight, span in zip(weights, spans, strict=True)]

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
-from flashvideo.pipelines.inputs import read_preset
+from flashvideo.flow import guided_velocity
+from flashvideo.pipelines.inputs import log_prompt_limits, read_preset
 from flashvideo.presets import Preset
+from flashvideo.text import encode_prompts, unconditional_like
 
 Callback = Callable[
     [DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None
@@ -30,6 +32,9 @@ class StagePipeline(DiffusionPipeline):
 
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+
+    # Order of the guidance batch. It changes the result only by rounding; it is the released code's.
+    _unconditional_first: ClassVar[bool]
 
     def __init__(self, preset: Mapping[str, Any] | Preset | None, **components: object) -> None:
         super().__init__()
@@ -82,3 +87,65 @@ class StagePipeline(DiffusionPipeline):
             return tensors
         replaced = callback(self, step, timestep, {name: tensors[name] for name in names}) or {}
         return {name: replaced.get(name, tensor) for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str], max_text_tokens: int) -> torch.Tensor:
+        """Encodes prompts; words that the model does not know, and what does not fit, are logged.
+
+        Args:
+            prompts: B prompts.
+            max_text_tokens: L.
+
+        Returns:
+            Embeddings (B, L, D) in the transformer's dtype.
+
+        Raises:
+            ValueError: If the pipeline was made without a text encoder.
+        """
+        if self.tokenizer is None or self.text_encoder is None:
+            raise ValueError("this pipeline has no text encoder; pass prompt_embeds instead of prompt")
+        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=max_text_tokens)
+        device = self._execution_device
+        embeds = encode_prompts(
+            prompts, self.tokenizer, self.text_encoder, max_text_tokens=max_text_tokens, device=device
+        )
+        return embeds.to(device, self.transformer.dtype)
+
+    def predict_velocity(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        timestep: torch.Tensor,
+        *,
+        guidance_scale: float,
+        noise_step: int | None = None,
+    ) -> torch.Tensor:
+        """Evaluates the network, with guidance on a batch of (text, no text) in the stage's own order.
+
+        Args:
+            latents: (B, f, C, h, w), float32.
+            prompt_embeds: Text embeddings (B, L, D).
+            timestep: The network's time, 0-dimensional.
+            guidance_scale: w in `v = v_uncond + w (v_cond - v_uncond)`; at 1 only the text is evaluated.
+            noise_step: Step of the latent degradation, for networks that take it.
+
+        Returns:
+            v (B, f, C, h, w), float32.
+        """
+        guided = guidance_scale != 1
+        if guided:
+            pair = [prompt_embeds, unconditional_like(prompt_embeds)]
+            prompt_embeds = torch.cat(pair[::-1] if self._unconditional_first else pair)
+            latents = torch.cat([latents, latents])
+        v = self.transformer(
+            latents.to(self.transformer.dtype),
+            prompt_embeds,
+            timestep.expand(latents.shape[0]),
+            noise_step=noise_step,
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return v
+        first, second = v.chunk(2)
+        v_cond, v_uncond = (second, first) if self._unconditional_first else (first, second)
+        return guided_velocity(v_cond, v_uncond, guidance_scale)

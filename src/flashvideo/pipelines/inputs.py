@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from flashvideo.presets import PRESETS, Preset
 from flashvideo.text import truncated_text, unknown_words
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,11 @@ def read_preset(preset: Preset | Mapping[str, Any] | None) -> Preset:
             f"preset must be a Preset or its to_dict(), got None; pass one of flashvideo.PRESETS ({names})"
         )
     return preset if isinstance(preset, Preset) else Preset.from_dict(dict(preset))
+
+
+def or_default(value: T | None, default: T) -> T:
+    """Returns the value, or the default where there is none; zero is a value."""
+    return default if value is None else value
 
 
 def check_prompt(prompt: object) -> None:

@@ -20,6 +20,30 @@ Frames: TypeAlias = "list[list[Image.Image]] | np.ndarray | torch.Tensor"
 """Frames in one of the forms of `postprocess_frames`."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preview:
+    """What Stage II starts from; the two stages of `FlashVideoPipeline` pass it on."""
+
+    pixels: torch.Tensor
+    """(B, F, 3, H, W) in [-1, 1], not rounded."""
+
+    prompt: str | list[str] | None
+    """What the preview was made from; None if it is not known."""
+
+    generator: torch.Generator
+    """Source of Stage II's randomness."""
+
+    latents: torch.Tensor | None
+    """Scaled Stage I latents (B, f, C, h, w); None if the preview came as pixels."""
+
+    state: PreviewState | None
+    """What a file of the preview holds; None if it came as pixels or is not complete."""
+
+    def frames(self, output_type: str) -> Frames | None:
+        """Returns the preview in the form asked for; None for latents that there are none of."""
+        return self.latents if output_type == "latent" else postprocess_frames(self.pixels, output_type)
+
+
 @dataclass
 class FlashVideoStage1Output(BaseOutput):
     """What Stage I returns.

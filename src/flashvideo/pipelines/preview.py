@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from flashvideo.pipelines.inputs import to_pixels
+from flashvideo.video import read_video
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +115,17 @@ def save_preview(path: str | os.PathLike[str], preview: PreviewState) -> Path:
     """
     path = Path(path)
     if path.suffix != PREVIEW_SUFFIX:
-        raise ValueError(f"a preview's latents are saved as {PREVIEW_SUFFIX}, got {path.name!r}; change the suffix")
+        raise ValueError(
+            f"a preview's latents are saved as {PREVIEW_SUFFIX}, got {path.name!r}; change the suffix"
+        )
     tensors = {"latents": preview.latents.cpu().contiguous(), "generator_state": preview.generator_state}
     content = {
         "format": _FORMAT,
         "generator_device": preview.generator_device,
         "settings": dataclasses.asdict(preview.settings),
     }
-    partial = path.with_name(path.name + ".part")  # so that a full disk leaves no half file under the real name
+    # A full disk shall leave no half file under the real name.
+    partial = path.with_name(path.name + ".part")
     try:
         save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(content)})
         partial.replace(path)
@@ -135,16 +142,22 @@ def load_preview(path: str | os.PathLike[str]) -> PreviewState:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist, expected the {PREVIEW_SUFFIX} file of a preview; check the name")
+        raise ValueError(
+            f"{path} does not exist, expected the {PREVIEW_SUFFIX} file of a preview; check the name"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}); expected one that save_preview wrote") from None
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}); expected one that save_preview wrote"
+        ) from None
     if content is None or content.get("format") != _FORMAT:
         found = "no preview" if content is None else f"a preview of format {content.get('format')}"
-        raise ValueError(f"{path} holds {found}, expected format {_FORMAT}; was it written by another version?")
+        raise ValueError(
+            f"{path} holds {found}, expected format {_FORMAT}; was it written by another version?"
+        )
     settings = _read_settings(path, content["settings"])
     return PreviewState(
         latents=tensors["latents"],
@@ -160,8 +173,43 @@ def latents_beside(video_path: str | os.PathLike[str]) -> Path | None:
     return path if path.is_file() else None
 
 
+def read_preview(
+    preview: PreviewState | str | os.PathLike[str] | torch.Tensor | Sequence[Any] | None,
+) -> PreviewState | torch.Tensor | None:
+    """Reads a preview in any of the forms that a call takes.
+
+    Args:
+        preview: A state, its file, a video file (its latents are used if they lie beside it under the same name),
+            pixels or a list of frames as in `to_pixels`, or None.
+
+    Returns:
+        The state if there is one, otherwise pixels (B, F, 3, H, W), or None for None. Pixels are logged: latents are
+        lost with them, and continuing from an encoded video is not the same as never having stopped.
+
+    Raises:
+        ValueError: If it is none of these or cannot be read.
+    """
+    if preview is None or isinstance(preview, PreviewState):
+        return preview
+    if not isinstance(preview, str | os.PathLike):
+        return to_pixels(preview)
+    path = Path(preview)
+    if path.suffix == PREVIEW_SUFFIX:
+        return load_preview(path)
+    if (latents := latents_beside(path)) is not None:
+        return load_preview(latents)
+    logger.warning(
+        "no %s file lies beside %s: continuing from its pixels, which differs from an unbroken run",
+        PREVIEW_SUFFIX,
+        path,
+    )
+    return read_video(path).frames[None]
+
+
 def _read_settings(path: Path, stored: dict[str, Any]) -> PreviewSettings:
     known = {field.name for field in dataclasses.fields(PreviewSettings)}
     if set(stored) != known:
-        raise ValueError(f"{path} holds other settings than this version knows: {sorted(set(stored) ^ known)}")
+        raise ValueError(
+            f"{path} holds other settings than this version knows: {sorted(set(stored) ^ known)}"
+        )
     return PreviewSettings(**{**stored, "prompts": tuple(stored["prompts"])})

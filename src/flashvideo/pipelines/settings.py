@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderKLCogVideoX
 
-from flashvideo.pipelines.inputs import check_count, check_guidance
+from flashvideo.pipelines.inputs import check_count, check_guidance, or_default
 from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.windows import check_windows
 from flashvideo.presets import Preset
@@ -59,6 +59,18 @@ class EnhanceSettings:
             check_count(name, getattr(self, name))
         check_guidance("guidance_scale", self.guidance_scale)
 
+    def check_one_window(self, num_frames: int) -> None:
+        """Checks that a clip is a single window, as latents for output must be.
+
+        Raises:
+            ValueError: If it is longer.
+        """
+        if num_frames > self.window:
+            raise ValueError(
+                f"output_type 'latent' needs a clip of one window, got {num_frames} frames for windows of "
+                f"{self.window}; use another output_type or a longer window"
+            )
+
 
 def complete_settings(
     input_size: tuple[int, int],
@@ -96,23 +108,25 @@ def complete_settings(
         ValueError: In one sentence, what is wrong and what would be right.
     """
     if (height is None) != (width is None):
-        raise ValueError(f"height and width must be given both or not at all, got height={height}, width={width}")
+        raise ValueError(
+            f"height and width must be given both or not at all, got height={height}, width={width}"
+        )
     if height is None or width is None:
         height, width = (side * upscale_factor(preset) for side in input_size)
     temporal, _ = vae_factors(vae.config)
-    window = preset.stage1.num_frames if window is None else window
+    window = or_default(window, preset.stage1.num_frames)
     if overlap is None:
         overlap = temporal + 1 if window > temporal + 1 else 1
     defaults = preset.stage2
     settings = EnhanceSettings(
         height=height,
         width=width,
-        num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        noise_step=defaults.noise_step if noise_step is None else noise_step,
+        num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
+        guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
+        noise_step=or_default(noise_step, defaults.noise_step),
         window=window,
         overlap=overlap,
-        tiling=_tiling_of(vae, height, width) if tiling is None else tiling,
+        tiling=or_default(tiling, _tiling_of(vae, height, width)),
     )
     check_windows(window, overlap, temporal_factor=temporal)
     _log_stretch(input_size, (height, width))
@@ -125,7 +139,9 @@ def _tiling_of(vae: AutoencoderKLCogVideoX, height: int, width: int) -> Tiling |
         return None
     _, spatial = vae_factors(vae.config)
     max_side = max(vae.tile_latent_min_height, vae.tile_latent_min_width)
-    return Tiling.to_fit(-(-height // spatial), -(-width // spatial), max_side=max_side, overlap=max_side // 5)
+    return Tiling.to_fit(
+        -(-height // spatial), -(-width // spatial), max_side=max_side, overlap=max_side // 5
+    )
 
 
 def _log_stretch(before: tuple[int, int], after: tuple[int, int]) -> None:

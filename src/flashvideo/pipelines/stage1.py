@@ -16,7 +16,6 @@ from diffusers import AutoencoderKLCogVideoX
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from flashvideo.flow import guided_velocity
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.inputs import (
@@ -27,14 +26,14 @@ from flashvideo.pipelines.inputs import (
     check_output_type,
     check_prompt,
     generator_or_fresh,
-    log_prompt_limits,
+    or_default,
 )
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import LatentShape, latent_shape
-from flashvideo.text import encode_prompts, unconditional_like
 from flashvideo.vae import decode_latents
+
 
 class FlashVideoStage1Pipeline(StagePipeline):
     """Makes the preview: a small video from a prompt.
@@ -51,6 +50,8 @@ class FlashVideoStage1Pipeline(StagePipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _unconditional_first = True
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
@@ -93,7 +94,9 @@ class FlashVideoStage1Pipeline(StagePipeline):
             ValueError: In one sentence, what is wrong and what would be right.
         """
         if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("pass either prompt or prompt_embeds, got " + ("neither" if prompt is None else "both"))
+            raise ValueError(
+                "pass either prompt or prompt_embeds, got " + ("neither" if prompt is None else "both")
+            )
         if prompt is not None:
             check_prompt(prompt)
         for name, value in (("height", height), ("width", width), ("num_frames", num_frames)):
@@ -117,21 +120,14 @@ class FlashVideoStage1Pipeline(StagePipeline):
             )
         return size
 
-    @torch.no_grad()
     def encode_prompt(self, prompt: str | Sequence[str]) -> torch.Tensor:
-        """Encodes prompts; words that the model does not know, and what does not fit, are logged.
+        """Encodes one or more prompts; words that the model does not know, and what does not fit, are logged.
 
         Returns:
             Embeddings (B, L, D) in the transformer's dtype.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        max_text_tokens = self.preset.stage1.max_text_tokens
-        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=max_text_tokens)
-        device = self._execution_device
-        embeds = encode_prompts(
-            prompts, self.tokenizer, self.text_encoder, max_text_tokens=max_text_tokens, device=device
-        )
-        return embeds.to(device, self.transformer.dtype)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return self.embed(prompts, self.preset.stage1.max_text_tokens)
 
     def prepare_latents(
         self,
@@ -196,11 +192,13 @@ class FlashVideoStage1Pipeline(StagePipeline):
                     break
                 self._current_timestep = timestep
                 self._guidance_scale = 1.0
-                if guidance_scale > 1:
+                if guidance_scale != 1:
                     self._guidance_scale = guidance_scale_at(
                         guidance_schedule, guidance_scale, int(timestep), num_inference_steps
                     )
-                v = self.predict_velocity(latents, prompt_embeds, timestep, guided=guidance_scale > 1)
+                v = self.predict_velocity(
+                    latents, prompt_embeds, timestep, guidance_scale=self.guidance_scale
+                )
                 latents = self.scheduler.step(v, timestep, latents, generator=generator, return_dict=False)[0]
                 tensors = self.end_step(
                     callback_on_step_end,
@@ -214,28 +212,10 @@ class FlashVideoStage1Pipeline(StagePipeline):
         self._current_timestep = None
         return latents
 
-    def predict_velocity(
-        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, timestep: torch.Tensor, *, guided: bool
-    ) -> torch.Tensor:
-        """Returns the network's v (B, f, C, h, w), float32, guided by the current `guidance_scale` if asked."""
-        if guided:
-            latents = torch.cat([latents, latents])
-            prompt_embeds = torch.cat([unconditional_like(prompt_embeds), prompt_embeds])
-        v = self.transformer(
-            latents.to(self.transformer.dtype),
-            prompt_embeds,
-            timestep.expand(latents.shape[0]),
-            return_dict=False,
-        )[0].float()
-        if not guided:
-            return v
-        v_uncond, v_cond = v.chunk(2)
-        return guided_velocity(v_cond, v_uncond, self.guidance_scale)
-
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decodes scaled latents (B, f, C, h, w) to pixels (B, F, 3, H, W) in [-1, 1], float32, not rounded."""
-        return decode_latents(self.vae, latents, scale=self.preset.stage1.latent_scale)
+        return decode_latents(self.vae, latents, scale=self.preset.stage1.latent_scale, clamp=True)
 
     @torch.no_grad()
     def __call__(
@@ -281,13 +261,13 @@ class FlashVideoStage1Pipeline(StagePipeline):
             ValueError: In one sentence, what is wrong and what would be right.
         """
         defaults = self.preset.stage1
-        num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
-        guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        num_inference_steps = or_default(num_inference_steps, defaults.num_inference_steps)
+        guidance_scale = or_default(guidance_scale, defaults.guidance_scale)
         size = self.check_inputs(
             prompt,
-            height=defaults.height if height is None else height,
-            width=defaults.width if width is None else width,
-            num_frames=defaults.num_frames if num_frames is None else num_frames,
+            height=or_default(height, defaults.height),
+            width=or_default(width, defaults.width),
+            num_frames=or_default(num_frames, defaults.num_frames),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=generator,
@@ -298,14 +278,16 @@ class FlashVideoStage1Pipeline(StagePipeline):
         )
         self._interrupt = False
         generator = generator_or_fresh(generator)
-        prompt_embeds = self.encode_prompt(prompt) if prompt is not None else prompt_embeds
+        if prompt is not None:
+            prompt_embeds = self.encode_prompt(prompt)
+        assert prompt_embeds is not None
         latents = self.prepare_latents(len(prompt_embeds), size, generator, latents)
         latents = self.denoise(
             latents,
             prompt_embeds.to(latents.device, self.transformer.dtype),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            guidance_schedule=defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
+            guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,

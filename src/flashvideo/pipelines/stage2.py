@@ -12,7 +12,6 @@ D channels of the text encoder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo.degradations.latent import degrade_latents
-from flashvideo.flow import guided_velocity
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.inputs import (
@@ -30,7 +28,6 @@ from flashvideo.pipelines.inputs import (
     check_output_type,
     check_prompt,
     generator_or_fresh,
-    log_prompt_limits,
     peek,
     to_pixels,
 )
@@ -39,7 +36,7 @@ from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows, reflect_indices
 from flashvideo.presets import Preset
 from flashvideo.shapes import latent_shape, vae_factors
-from flashvideo.text import encode_prompts, unconditional_like, with_prefix
+from flashvideo.text import with_prefix
 from flashvideo.vae import Tiling, decode_latents, encode_pixels
 from flashvideo.video import resize_video
 
@@ -58,6 +55,8 @@ class FlashVideoEnhancePipeline(StagePipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->vae->transformer"
+    _unconditional_first = False
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
@@ -97,13 +96,14 @@ class FlashVideoEnhancePipeline(StagePipeline):
             check_prompt(prompt)
         given = prompt_embeds if prompt_embeds is not None else prompt
         if given is not None and not isinstance(given, str) and len(given) not in (1, batch_size):
-            raise ValueError(f"prompt must be one for all clips or one per clip, got {len(given)} for {batch_size}")
+            raise ValueError(
+                f"prompt must be one for all clips or one per clip, got {len(given)} for {batch_size}"
+            )
         check_generator(generator)
         check_output_type(output_type)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str | Sequence[str] | None, batch_size: int) -> torch.Tensor:
+    def encode_prompt(self, prompt: str | Sequence[str] | None, batch_size: int) -> torch.Tensor | None:
         """Encodes prompts with the model's prefix; words that it does not know, and what does not fit, are logged.
 
         Args:
@@ -111,23 +111,14 @@ class FlashVideoEnhancePipeline(StagePipeline):
             batch_size: B.
 
         Returns:
-            Embeddings (B, L, D) in the transformer's dtype; zeros for no text.
+            Embeddings (B, L, D) in the transformer's dtype; None for no text.
         """
-        device, dtype, defaults = self._execution_device, self.transformer.dtype, self.preset.stage2
         if prompt is None:
-            width = self.transformer.config.text_embed_dim
-            return torch.zeros(batch_size, defaults.max_text_tokens, width, device=device, dtype=dtype)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            return None
+        defaults = self.preset.stage2
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         prefixed = [with_prefix(one, defaults.prompt_prefix) for one in prompts]
-        log_prompt_limits(prefixed, self.tokenizer, max_text_tokens=defaults.max_text_tokens)
-        embeds = encode_prompts(
-            prefixed,
-            self.tokenizer,
-            self.text_encoder,
-            max_text_tokens=defaults.max_text_tokens,
-            device=device,
-        ).to(device, dtype)
-        return embeds.expand(batch_size, -1, -1)
+        return self.embed(prefixed, defaults.max_text_tokens).expand(batch_size, -1, -1)
 
     def prepare_pixels(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Resizes to the target, then continues by reflection, below and to the right, to what the models take.
@@ -211,7 +202,13 @@ class FlashVideoEnhancePipeline(StagePipeline):
                 if self.interrupt:
                     break
                 self._current_timestep = timestep
-                v = self.predict_velocity(latents, prompt_embeds, timestep, noise_step=noise_step)
+                v = self.predict_velocity(
+                    latents,
+                    prompt_embeds,
+                    timestep,
+                    guidance_scale=guidance_scale,
+                    noise_step=noise_step if self.transformer.config.noise_step_embed else None,
+                )
                 latents = self.scheduler.step(-v, timestep, latents, return_dict=False)[0]
                 tensors = self.end_step(
                     callback_on_step_end,
@@ -225,39 +222,20 @@ class FlashVideoEnhancePipeline(StagePipeline):
         self._current_timestep = None
         return latents
 
-    def predict_velocity(
-        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, timestep: torch.Tensor, *, noise_step: int
-    ) -> torch.Tensor:
-        """Returns the network's velocity (B, f, C, h, w), float32, guided if the current `guidance_scale` is not 1."""
-        guided = self.guidance_scale > 1
-        if guided:
-            latents = torch.cat([latents, latents])
-            prompt_embeds = torch.cat([prompt_embeds, unconditional_like(prompt_embeds)])
-        v = self.transformer(
-            latents.to(self.transformer.dtype),
-            prompt_embeds,
-            timestep.expand(latents.shape[0]),
-            noise_step=noise_step if self.transformer.config.noise_step_embed else None,
-            return_dict=False,
-        )[0].float()
-        if not guided:
-            return v
-        v_cond, v_uncond = v.chunk(2)
-        return guided_velocity(v_cond, v_uncond, self.guidance_scale)
-
     @torch.no_grad()
     def decode_latents(
         self, latents: torch.Tensor, height: int, width: int, *, tiling: Tiling | None = None
     ) -> torch.Tensor:
-        """Decodes scaled latents (B, f, C, h, w) and cuts off the padding: pixels (B, N, 3, height, width) in [-1, 1]."""
-        pixels = decode_latents(self.vae, latents, scale=self.preset.stage2.latent_scale, tiling=tiling)
+        """Decodes scaled latents (B, f, C, h, w) to pixels (B, N, 3, height, width) in [-1, 1], without the padding."""
+        scale = self.preset.stage2.latent_scale
+        pixels = decode_latents(self.vae, latents, scale=scale, tiling=tiling, clamp=True)
         return pixels[..., :height, :width]
 
     @torch.no_grad()
     def enhance_windows(
         self,
         frames: Iterable[torch.Tensor],
-        prompt_embeds: torch.Tensor,
+        prompt_embeds: torch.Tensor | None,
         settings: EnhanceSettings,
         *,
         generator: torch.Generator,
@@ -270,7 +248,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
 
         Args:
             frames: F frames, each (B, 3, any height, any width) in [-1, 1].
-            prompt_embeds: Text embeddings (B, L, D).
+            prompt_embeds: Text embeddings (B, L, D); None for no text, and then no guidance.
             settings: Complete settings.
             generator: Source of all randomness.
             callback_on_step_end: Called after each step of each window.
@@ -297,9 +275,9 @@ class FlashVideoEnhancePipeline(StagePipeline):
             )
             latents = self.denoise(
                 latents,
-                prompt_embeds,
+                self.no_text(batch_size) if prompt_embeds is None else prompt_embeds,
                 num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
+                guidance_scale=1.0 if prompt_embeds is None else settings.guidance_scale,
                 noise_step=settings.noise_step,
                 callback_on_step_end=callback_on_step_end,
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
@@ -308,28 +286,64 @@ class FlashVideoEnhancePipeline(StagePipeline):
             if self.interrupt:
                 return
 
+    def no_text(self, batch_size: int) -> torch.Tensor:
+        """Returns the embeddings (B, L, D) of no text: zeros, in the transformer's dtype."""
+        shape = (batch_size, self.preset.stage2.max_text_tokens, self.transformer.config.text_embed_dim)
+        return torch.zeros(shape, device=self._execution_device, dtype=self.transformer.dtype)
+
     def join_windows(
         self, windows: Iterable[tuple[Window, torch.Tensor]], settings: EnhanceSettings
     ) -> Iterator[torch.Tensor]:
-        """Decodes windows and cross-fades them.
-
-        Args:
-            windows: What `enhance_windows` yields.
-            settings: The same settings.
+        """Decodes what `enhance_windows` yields and cross-fades it.
 
         Yields:
             Stretches (B, n, 3, H, W) of the clip in [-1, 1], on the CPU.
         """
-        pieces = (
-            (
-                window.start,
-                self.decode_latents(latents, settings.height, settings.width, tiling=settings.tiling)[
-                    :, : window.num_valid
-                ].cpu(),
-            )
-            for window, latents in windows
+
+        def decoded() -> Iterator[tuple[int, torch.Tensor]]:
+            for window, latents in windows:
+                pixels = self.decode_latents(latents, settings.height, settings.width, tiling=settings.tiling)
+                yield window.start, pixels[:, : window.num_valid].cpu()
+
+        yield from cross_fade(decoded(), overlap=settings.overlap)
+
+    def enhance(
+        self,
+        pixels: torch.Tensor,
+        prompt_embeds: torch.Tensor | None,
+        settings: EnhanceSettings,
+        *,
+        generator: torch.Generator,
+        output_type: str = "pt",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Frames:
+        """Enhances whole clips: what is left of a call once everything has been checked and the text encoded.
+
+        Args:
+            pixels: (B, F, 3, any height, any width) in [-1, 1].
+            prompt_embeds: Text embeddings (B, L, D); None for no text, and then no guidance.
+            settings: Complete settings.
+            generator: Source of all randomness.
+            output_type: Form of the frames; `"latent"` gives those of the first window.
+            callback_on_step_end: Called after each step of each window.
+            callback_on_step_end_tensor_inputs: What the callback gets.
+
+        Returns:
+            The enhanced clips in the form asked for.
+        """
+        self._interrupt = False
+        windows = self.enhance_windows(
+            pixels.unbind(1),
+            prompt_embeds,
+            settings,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        yield from cross_fade(pieces, overlap=settings.overlap)
+        if output_type == "latent":
+            return next(windows)[1]
+        return postprocess_frames(torch.cat(list(self.join_windows(windows, settings)), dim=1), output_type)
 
     def stream(
         self,
@@ -369,8 +383,6 @@ class FlashVideoEnhancePipeline(StagePipeline):
         )
         if settings is None:
             settings = complete_settings((first.shape[-2], first.shape[-1]), preset=self.preset, vae=self.vae)
-        if prompt is None:
-            settings = replace(settings, guidance_scale=1.0)
         self._interrupt = False
         windows = self.enhance_windows(
             (frame[None] for frame in frames),
@@ -446,31 +458,27 @@ class FlashVideoEnhancePipeline(StagePipeline):
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
-            guidance_scale=1.0 if prompt is None and prompt_embeds is None else guidance_scale,
+            guidance_scale=guidance_scale,
             noise_step=noise_step,
             window=window,
             overlap=overlap,
             tiling=tiling,
         )
-        if output_type == "latent" and num_frames > settings.window:
-            raise ValueError(
-                f"output_type 'latent' needs a clip of one window, got {num_frames} frames for windows of "
-                f"{settings.window}; use another output_type or a longer window"
-            )
-        self._interrupt = False
+        if output_type == "latent":
+            settings.check_one_window(num_frames)
         if prompt_embeds is None:
             prompt_embeds = self.encode_prompt(prompt, batch_size)
-        windows = self.enhance_windows(
-            pixels.unbind(1),
-            prompt_embeds.to(self._execution_device, self.transformer.dtype).expand(batch_size, -1, -1),
+        else:
+            prompt_embeds = prompt_embeds.to(self._execution_device, self.transformer.dtype)
+            prompt_embeds = prompt_embeds.expand(batch_size, -1, -1)
+        frames = self.enhance(
+            pixels,
+            prompt_embeds,
             settings,
             generator=generator_or_fresh(generator),
+            output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        if output_type == "latent":
-            frames: Frames = next(windows)[1]
-        else:
-            frames = postprocess_frames(torch.cat(list(self.join_windows(windows, settings)), dim=1), output_type)
         self.maybe_free_model_hooks()
         return FlashVideoEnhanceOutput(frames=frames) if return_dict else (frames,)

@@ -11,8 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,45 +26,26 @@ from flashvideo.pipelines.inputs import (
     check_output_type,
     check_prompt,
     generator_or_fresh,
+    or_default,
     read_preset,
-    to_pixels,
 )
-from flashvideo.pipelines.outputs import FlashVideoPipelineOutput, Frames, postprocess_frames
-from flashvideo.pipelines.preview import (
-    PREVIEW_SUFFIX,
-    PreviewSettings,
-    PreviewState,
-    latents_beside,
-    load_preview,
+from flashvideo.pipelines.outputs import (
+    FlashVideoPipelineOutput,
+    FlashVideoStage1Output,
+    Frames,
+    Preview,
 )
-from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
-from flashvideo.pipelines.sizes import preview_size, upscale_factor
+from flashvideo.pipelines.preview import PreviewSettings, PreviewState, read_preview
+from flashvideo.pipelines.settings import complete_settings
+from flashvideo.pipelines.sizes import final_size, preview_size
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.shapes import check_size, vae_factors
 from flashvideo.vae import Tiling
-from flashvideo.video import read_video
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Preview:
-    """What Stage II starts from."""
-
-    pixels: torch.Tensor
-    """(B, F, 3, H, W) in [-1, 1], not rounded."""
-
-    prompt: str | list[str] | None
-    """What the preview was made from; None if it is not known."""
-
-    generator: torch.Generator
-    """Source of Stage II's randomness."""
-
-    state: PreviewState | None
-    """What a file of the preview holds; None if it came as pixels."""
 
 
 class FlashVideoPipeline(DiffusionPipeline):
@@ -201,8 +180,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         if source is None:
             check_prompt(prompt)
             return
-        if prompt is not None:
-            check_prompt(prompt)
+        num_clips = len(source.latents) if isinstance(source, PreviewState) else len(source)
+        self.stage2.check_inputs(prompt, num_clips)
         if preview_only:
             raise ValueError("preview_only makes a preview and preview is one already; drop one of the two")
         given = [name for name, value in stage1_arguments.items() if value is not None]
@@ -220,10 +199,8 @@ class FlashVideoPipeline(DiffusionPipeline):
     def make_preview(
         self,
         prompt: str | list[str],
+        shape: tuple[int, int, int],
         *,
-        height: int,
-        width: int,
-        num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str | None = None,
@@ -235,10 +212,8 @@ class FlashVideoPipeline(DiffusionPipeline):
 
         Args:
             prompt: One prompt or B prompts.
-            height: Height of the preview.
-            width: Width of the preview.
-            num_frames: Frames; the preset's if None, as for all that follow.
-            num_inference_steps: Steps of Stage I.
+            shape: Frames, height and width of the preview.
+            num_inference_steps: Steps of Stage I; the preset's if None, as for all that follow.
             guidance_scale: Guidance scale of Stage I.
             guidance_schedule: Guidance schedule of Stage I.
             generator: Source of all randomness; a fresh one if None.
@@ -254,18 +229,18 @@ class FlashVideoPipeline(DiffusionPipeline):
             version=__version__,
             prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
             seed=generator.initial_seed(),
-            height=height,
-            width=width,
-            num_frames=defaults.num_frames if num_frames is None else num_frames,
-            num_inference_steps=_first(num_inference_steps, defaults.num_inference_steps),
-            guidance_scale=_first(guidance_scale, defaults.guidance_scale),
-            guidance_schedule=_first(guidance_schedule, defaults.guidance_schedule),
+            num_frames=shape[0],
+            height=shape[1],
+            width=shape[2],
+            num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
+            guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
+            guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
         )
         result = self.stage1(
             prompt,
-            height=height,
-            width=width,
             num_frames=settings.num_frames,
+            height=settings.height,
+            width=settings.width,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             guidance_schedule=settings.guidance_schedule,
@@ -274,6 +249,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             callback_on_step_end=self.relay(callback_on_step_end),
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        assert isinstance(result, FlashVideoStage1Output)
+        assert isinstance(result.frames, torch.Tensor)
         state = None
         if not self.interrupt:
             state = PreviewState(
@@ -282,7 +259,9 @@ class FlashVideoPipeline(DiffusionPipeline):
                 generator_device=generator.device.type,
                 settings=settings,
             )
-        return Preview(pixels=result.frames, prompt=prompt, generator=generator, state=state)
+        return Preview(
+            pixels=result.frames, prompt=prompt, generator=generator, latents=result.latents, state=state
+        )
 
     def open_preview(
         self, source: PreviewState | torch.Tensor, generator: torch.Generator | None = None
@@ -297,13 +276,22 @@ class FlashVideoPipeline(DiffusionPipeline):
             The preview.
         """
         if isinstance(source, torch.Tensor):
-            return Preview(pixels=source, prompt=None, generator=generator_or_fresh(generator), state=None)
+            return Preview(
+                pixels=source,
+                prompt=None,
+                generator=generator_or_fresh(generator),
+                latents=None,
+                state=None,
+            )
         if generator is not None:
-            logger.info("the given generator replaces the preview's own: the detail differs from an unbroken run")
+            logger.info(
+                "the given generator replaces the preview's own: the detail differs from an unbroken run"
+            )
         return Preview(
             pixels=self.stage1.decode_latents(source.latents.to(self._execution_device)),
             prompt=list(source.settings.prompts),
             generator=source.generator() if generator is None else generator,
+            latents=source.latents,
             state=source,
         )
 
@@ -318,6 +306,53 @@ class FlashVideoPipeline(DiffusionPipeline):
             return replaced
 
         return relayed
+
+    def resolve_sizes(
+        self,
+        source: PreviewState | torch.Tensor | None,
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> tuple[tuple[int, int, int], tuple[int, int]]:
+        """Completes the final size and finds the preview's.
+
+        Args:
+            source: What `read_preview` returned.
+            num_frames: Frames of a new preview; the preset's if None.
+            height: Final height; None together with `width` for the model's own size, or the preview's enlarged.
+            width: Final width.
+
+        Returns:
+            Frames, height and width of the preview; final height and width.
+
+        Raises:
+            ValueError: If only one of the two is given, or no preview fits the size.
+        """
+        if (height is None) != (width is None):
+            raise ValueError(
+                f"height and width must be given both or not at all, got height={height}, width={width}"
+            )
+        preset = self.preset
+        if source is None:
+            if height is None or width is None:
+                height, width = preset.stage2.height, preset.stage2.width
+            num_frames = or_default(num_frames, preset.stage1.num_frames)
+            return (num_frames, *self.preview_size(height, width)), (height, width)
+        if isinstance(source, PreviewState):
+            made = source.settings
+            preview_shape = (made.num_frames, made.height, made.width)
+        else:
+            preview_shape = (source.shape[1], source.shape[-2], source.shape[-1])
+        if height is None or width is None:
+            height, width = final_size(*preview_shape[1:], preset=preset)
+        return preview_shape, (height, width)
+
+    def seconds_since(self, started: float) -> float:
+        """Returns the seconds since `started`, a `time.perf_counter()`, once the device is done with its work."""
+        if self._execution_device.type != "cpu":
+            torch.accelerator.synchronize(self._execution_device)
+        return time.perf_counter() - started
 
     @torch.no_grad()
     def __call__(
@@ -388,4 +423,63 @@ class FlashVideoPipeline(DiffusionPipeline):
             stage1_num_inference_steps=stage1_num_inference_steps,
             stage1_guidance_scale=stage1_guidance_scale,
             stage1_guidance_schedule=stage1_guidance_schedule,
+        )
+        preview_shape, (height, width) = self.resolve_sizes(
+            source, num_frames=num_frames, height=height, width=width
+        )
+        settings = complete_settings(
+            preview_shape[1:],
+            preset=self.preset,
+            vae=self.vae,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            noise_step=noise_step,
+            window=window,
+            overlap=overlap,
+            tiling=tiling,
+        )
+        if output_type == "latent" and not preview_only:
+            settings.check_one_window(preview_shape[0])
+        self._interrupt, timings = False, {}
+        started = time.perf_counter()
+        if source is None:
+            assert prompt is not None
+            made = self.make_preview(
+                prompt,
+                preview_shape,
+                num_inference_steps=stage1_num_inference_steps,
+                guidance_scale=stage1_guidance_scale,
+                guidance_schedule=stage1_guidance_schedule,
+                generator=generator,
+                callback_on_step_end=stage1_callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            )
+            timings["stage1"] = self.seconds_since(started)
+        else:
+            made = self.open_preview(source, generator)
+        frames, started = None, time.perf_counter()
+        if not preview_only and not self.interrupt:
+            stage2 = self.stage2
+            frames = stage2.enhance(
+                made.pixels,
+                stage2.encode_prompt(or_default(prompt, made.prompt), len(made.pixels)),
+                settings,
+                generator=made.generator,
+                output_type=output_type,
+                callback_on_step_end=self.relay(callback_on_step_end),
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            )
+            timings["stage2"] = self.seconds_since(started)
+        self.maybe_free_model_hooks()
+        preview_frames = made.frames(output_type)
+        if not return_dict:
+            return frames, preview_frames
+        return FlashVideoPipelineOutput(
+            frames=frames,
+            preview_frames=preview_frames,
+            preview_latents=made.latents,
+            preview=made.state,
+            timings=timings,
         )

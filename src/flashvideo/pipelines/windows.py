@@ -85,7 +85,8 @@ def iterate_windows(
     """
     check_windows(window, overlap, temporal_factor=temporal_factor)
     stride = window - overlap
-    start, kept = 0, []  # kept: frames from position `start` on
+    start = 0
+    kept: list[torch.Tensor] = []  # frames from position `start` on
     for frame in frames:
         # A whole window is only cut off once it is known that the clip goes on behind it.
         if len(kept) == window + stride:
@@ -99,9 +100,7 @@ def iterate_windows(
     if len(padded) > window:
         yield Window(start=start, frames=torch.stack(padded[:window], dim=1), num_valid=window)
     last = max(0, len(padded) - window)
-    yield Window(
-        start=start + last, frames=torch.stack(padded[last:], dim=1), num_valid=len(kept) - last
-    )
+    yield Window(start=start + last, frames=torch.stack(padded[last:], dim=1), num_valid=len(kept) - last)
 
 
 def cross_fade(pieces: Iterable[tuple[int, torch.Tensor]], *, overlap: int) -> Iterator[torch.Tensor]:
@@ -124,7 +123,9 @@ def cross_fade(pieces: Iterable[tuple[int, torch.Tensor]], *, overlap: int) -> I
             yield held[:, :settled]
             before = held[:, settled : settled + overlap]
             num_faded = before.shape[1]
-            weights = torch.arange(1, num_faded + 1, device=frames.device, dtype=frames.dtype) / (num_faded + 1)
+            weights = torch.arange(1, num_faded + 1, device=frames.device, dtype=frames.dtype) / (
+                num_faded + 1
+            )
             faded = before.lerp(frames[:, :num_faded], weights.view(1, -1, 1, 1, 1))
             frames = torch.cat([faded, frames[:, num_faded:]], dim=1)
         held_start, held = start, frames

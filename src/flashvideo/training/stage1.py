@@ -136,7 +136,10 @@ class Stage1Task:
                 unconditional, conditional = output.chunk(2)
                 v = unconditional + guidance * (conditional - unconditional)
                 latents = scheduler.step(v, timestep, latents, generator=generator).prev_sample
-            clips = [decode_latents(self.vae, x[None], scale=self.vae.config.scaling_factor) for x in latents]
+            clips = [
+                decode_latents(self.vae, x[None], scale=self.vae.config.scaling_factor, clamp=True)
+                for x in latents
+            ]
         return torch.cat(clips).float().clamp(-1, 1)
 
     @torch.no_grad()

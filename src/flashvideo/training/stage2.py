@@ -108,7 +108,7 @@ class Stage2Task:
     def _round_trip(self, pixels: Tensor) -> Tensor:
         """What the VAE makes of a small clip; generated previews have been through its decoder."""
         latents = encode_pixels(self.vae, pixels, scale=1.0)
-        return decode_latents(self.vae, latents, scale=1.0).float()
+        return decode_latents(self.vae, latents, scale=1.0, clamp=True).float()
 
     @torch.no_grad()
     def _pair(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class Stage2Task:
                 return self.modules["transformer"](x, text, times, noise_step=step).sample.float()
 
             z = euler(velocity, z, time_grid(steps, self.recipe.shift))
-            return decode_latents(self.vae, z, scale=self.scale).float()
+            return decode_latents(self.vae, z, scale=self.scale, clamp=True).float()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

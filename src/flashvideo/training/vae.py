@@ -81,10 +81,11 @@ class VAETask:
         """Reconstruction and KL of pixels (B, F, 3, H, W)."""
         recipe = self.recipe
         pixels = batch.to(self.vae.device)
-        mean, log_variance = encode_moments(self.vae, pixels)
+        mean, log_variance = encode_moments(self.vae, pixels).transpose(1, 2).chunk(2, dim=2)
+        log_variance = log_variance.clamp(-20, 10)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         latents = mean + torch.exp(0.5 * log_variance) * noise
-        output = decode_latents(self.vae, latents, scale=1.0, clamp=False)
+        output = decode_latents(self.vae, latents, scale=1.0)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         error = output - pixels
         loss = error.abs().mean() + recipe.kl_weight * kl
@@ -105,7 +106,7 @@ class VAETask:
             for clip in held_out_clips(3, height=FULL_SIZE[0], width=FULL_SIZE[1], natural=natural):
                 with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                     latents = encode_pixels(self.vae, clip[None], scale=1.0)
-                    output = decode_latents(self.vae, latents, scale=1.0)[0].float()
+                    output = decode_latents(self.vae, latents, scale=1.0, clamp=True)[0].float()
                 deviations.append(latents.float().std().item())
                 psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
                 energy.append(

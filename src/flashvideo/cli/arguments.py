@@ -1,0 +1,140 @@
+"""Arguments that several commands share, and the checks that need no model: what fails here is wrong usage, exit 2."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+DEFAULT_MODEL = "nano"
+_MAX_SEED = 2**63 - 1
+
+
+class UsageError(ValueError):
+    """Arguments that contradict one another or lack one another."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence and not a page of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Writes the sentence and exits with 2."""
+        self.exit(2, f"flashvideo: error: {message} (see `{self.prog} --help`)\n")
+
+
+def whole_number(*, least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """Returns a converter of text to a whole number in a range."""
+    expected = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+def number(*, least: float | None = None, above: float = -math.inf) -> Callable[[str], float]:
+    """Returns a converter of text to a finite number of at least `least`, greater than `above`."""
+    expected = f"a number greater than {above:g}" if least is None else f"a number of at least {least:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value <= above or (least is not None and value < least):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+def size(text: str) -> tuple[int, int]:
+    """Converts `640x384` to (width, height).
+
+    >>> size("640x384")
+    (640, 384)
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text.strip())  # noqa: RUF001 - people paste it
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 640x384, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def prompt(text: str) -> str:
+    """Refuses a prompt without any words."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must not be empty, got {text!r}; describe what the video shall show")
+    return text
+
+
+def add_seed(parser: argparse._ActionsContainer) -> None:
+    """Adds `--seed`."""
+    parser.add_argument(
+        "--seed",
+        type=whole_number(least=0, most=_MAX_SEED),
+        metavar="N",
+        help="source of all randomness (default: another one each time, which is reported)",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds which model runs, and on what."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|DIR",
+        help="a model's name, or its folder (default: %(default)s, which is inside the package)",
+    )
+    add_device(group)
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="TYPE",
+        help="float32, bfloat16 or float16 (default: bfloat16 where a short probe finds it faster, else float32)",
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Adds `--device` and `--threads`."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best one that is there)"
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(), metavar="N", help="processor threads to use (default: all cores)"
+    )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """Adds `--progress` and `--no-progress`."""
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show each step and the time left on stderr (default: if it is a terminal)",
+    )
+
+
+def add_prompt_metadata(parser: argparse.ArgumentParser) -> None:
+    """Adds `--no-prompt-metadata`."""
+    parser.add_argument(
+        "--no-prompt-metadata",
+        dest="prompt_metadata",
+        action="store_false",
+        help="leave the prompt out of the video file's metadata",
+    )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command has."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--verbose", "-v", action="store_true", help="say what is being done")
+    parser.add_argument("--debug", action="store_true", help="show everything, and the traceback of an error")

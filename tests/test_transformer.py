@@ -1,0 +1,248 @@
+"""The transformer's contract: shapes, conditions, positions, and what diffusers' users expect of a model."""
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+from flashvideo.models.attention import FlashVideoAttnProcessor
+from flashvideo.models.rope import apply_rope, axis_dims, rope_tables
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+
+
+@pytest.fixture
+def inputs(generator):
+    latents = torch.randn(2, 3, 8, 4, 6, generator=generator)
+    text = torch.randn(2, 8, 12, generator=generator)
+    return latents, text, torch.tensor([1000.0, 384.6])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_the_prediction_has_the_shape_of_the_latents(tiny_transformer, stage, patch_size):
+    model = tiny_transformer(stage, patch_size=patch_size)
+    latents, text = torch.zeros(1, 2, 8, 4, 12), torch.zeros(1, 5, 12)
+    noise_step = 675 if stage == 2 else None
+    sample = model(latents, text, torch.tensor(500.0), noise_step=noise_step).sample
+    assert sample.shape == latents.shape
+    (as_tuple,) = model(latents, text, torch.tensor(500.0), noise_step=noise_step, return_dict=False)
+    assert as_tuple.equal(sample)
+
+
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_see_each_other(tiny_transformer, inputs):
+    model = tiny_transformer(2)
+    latents, text, timestep = inputs
+    steps = torch.tensor([675, 200])
+    both = model(latents, text, timestep, noise_step=steps).sample
+    for i in range(2):
+        one = model(latents[i : i + 1], text[i : i + 1], timestep[i : i + 1], noise_step=int(steps[i])).sample
+        torch.testing.assert_close(both[i : i + 1], one, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_every_input_matters(tiny_transformer, inputs):
+    model = tiny_transformer(2)
+    latents, text, timestep = inputs
+    base = model(latents, text, timestep, noise_step=675).sample
+    others = {
+        "latents": model(latents + 0.1, text, timestep, noise_step=675),
+        "text order": model(latents, text.flip(1), timestep, noise_step=675),
+        "text": model(latents, text * 0, timestep, noise_step=675),
+        "time": model(latents, text, timestep - 50, noise_step=675),
+        "noise step": model(latents, text, timestep, noise_step=600),
+    }
+    changed = {name: float((other.sample - base).abs().max()) for name, other in others.items()}
+    # Text tokens carry no position, so their order must not matter.
+    assert changed.pop("text order") < 1e-5
+    assert min(changed.values()) > 1e-4, changed
+
+
+@torch.no_grad()
+def test_the_number_of_frames_is_a_condition_of_stage2_alone(tiny_transformer):
+    text, timestep = torch.zeros(1, 8, 12), torch.tensor([500.0])
+    for stage, noise_step in ((1, None), (2, 675)):
+        model = tiny_transformer(stage)
+        three, five = (
+            model.embed_conditions(timestep, noise_step, torch.zeros(1, f, 8, 4, 4)) for f in (3, 5)
+        )
+        assert three.equal(five) == (stage == 1)
+    assert text.shape[1] == model.config.max_text_seq_length
+
+
+def test_new_stage2_embedders_leave_a_stage1_model_as_it_is():
+    config = {"num_attention_heads": 1, "attention_head_dim": 16, "time_embed_dim": 8, "num_layers": 1}
+    stage1 = FlashVideoTransformer3DModel(**config, text_embed_dim=4)
+    stage2 = FlashVideoTransformer3DModel(
+        **config, text_embed_dim=4, noise_step_embed=True, num_frames_embed=True
+    )
+    missing, unexpected = stage2.load_state_dict(stage1.state_dict(), strict=False)
+    assert not unexpected
+    assert {name.split(".")[0] for name in missing} == {"noise_step_embedding", "num_frames_embedding"}
+    latents, text, timestep = torch.randn(1, 1, 16, 4, 4), torch.randn(1, 3, 4), torch.tensor(300.0)
+    torch.testing.assert_close(
+        stage2(latents, text, timestep, noise_step=675).sample, stage1(latents, text, timestep).sample
+    )
+
+
+@torch.no_grad()
+def test_a_model_started_for_training_predicts_zero_and_learns(tiny_transformer, inputs):
+    model = tiny_transformer(1)
+    model.init_for_training()
+    latents, text, timestep = inputs
+    assert model(latents, text, timestep).sample.abs().max() == 0
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        with torch.enable_grad():
+            loss = (model(latents, text, timestep).sample - latents).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_transformer, inputs):
+    latents, text, timestep = inputs
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_transformer(1)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        model(latents, text, timestep).sample.square().mean().backward()
+        gradients.append(model.transformer_blocks[0].attn1.to_q.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_autocast_keeps_the_result_close_and_trains(tiny_transformer, inputs):
+    model = tiny_transformer(1)
+    latents, text, timestep = inputs
+    with torch.no_grad():
+        exact = model(latents, text, timestep).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        sample = model(latents, text, timestep).sample
+        sample.float().square().mean().backward()
+    assert (sample - exact).abs().max() < 0.05 * exact.abs().max()
+    assert model.patch_embed.proj.weight.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_model_survives_a_folder(tiny_transformer, inputs, tmp_path):
+    model = tiny_transformer(2)
+    model.save_pretrained(tmp_path)
+    loaded = FlashVideoTransformer3DModel.from_pretrained(tmp_path)
+    assert dict(loaded.config)["noise_step_embed"] is True
+    assert loaded(*inputs, noise_step=675).sample.equal(model(*inputs, noise_step=675).sample)
+
+
+def test_the_parameters_are_named_as_in_diffusers_cogvideox():
+    config = {"num_attention_heads": 2, "attention_head_dim": 16, "time_embed_dim": 8, "num_layers": 2}
+    config |= {"text_embed_dim": 6, "max_text_seq_length": 4}
+    theirs = CogVideoXTransformer3DModel(**config, use_rotary_positional_embeddings=True)
+    ours = FlashVideoTransformer3DModel(**config)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+
+
+@torch.no_grad()
+def test_with_cogvideox_weights_and_epsilon_the_prediction_is_cogvideoxs():
+    config = {"num_attention_heads": 2, "attention_head_dim": 32, "time_embed_dim": 8, "num_layers": 2}
+    config |= {"text_embed_dim": 6, "max_text_seq_length": 4}
+    theirs = CogVideoXTransformer3DModel(**config, use_rotary_positional_embeddings=True).eval()
+    ours = FlashVideoTransformer3DModel(**config, norm_out_eps=1e-5).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    latents, text, timestep = torch.randn(2, 3, 16, 4, 8), torch.randn(2, 4, 6), torch.tensor([999, 20])
+    tables = get_3d_rotary_pos_embed(32, ((0, 0), (2, 4)), (2, 4), 3)
+    expected = theirs(latents, text, timestep, image_rotary_emb=tables).sample
+    torch.testing.assert_close(ours(latents, text, timestep).sample, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+def test_the_rotary_tables_equal_diffusers_for_every_head_size(head_dim):
+    ours = rope_tables(3, 4, 5, head_dim)
+    theirs = get_3d_rotary_pos_embed(head_dim, ((0, 0), (4, 5)), (4, 5), 3)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_head_is_split_in_a_quarter_and_two_times_three_eighths():
+    assert axis_dims(64) == (16, 24, 24)
+    with pytest.raises(ValueError, match="attention_head_dim must be a multiple of 16, got 24"):
+        axis_dims(24)
+
+
+def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_alone(generator):
+    tables = rope_tables(1, 1, 8, 16)
+    query, key = torch.randn(2, 1, 1, 1, 16, generator=generator).expand(2, 1, 8, 1, 16)
+    query, key = apply_rope(query, tables), apply_rope(key, tables)
+    torch.testing.assert_close(query.norm(dim=-1), query[:, :1].norm(dim=-1).expand(1, 8, 1))
+    products = torch.einsum("bqhd,bkhd->qk", query, key)
+    for distance in range(-3, 4):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+
+
+@torch.no_grad()
+def test_the_attention_backend_is_the_one_that_was_set(tiny_transformer, inputs, monkeypatch):
+    model = tiny_transformer(1)
+    seen = []
+    dispatch = "flashvideo.models.attention.dispatch_attention_fn"
+    monkeypatch.setattr(dispatch, lambda q, k, v, **options: seen.append(options["backend"]) or q)
+    model.set_attention_backend("_native_math")
+    model(*inputs)
+    assert {backend.value for backend in seen} == {"_native_math"}
+    assert len(seen) == 2
+    assert {type(p) for p in model.attn_processors.values()} == {FlashVideoAttnProcessor}
+
+
+@torch.no_grad()
+def test_a_lora_of_rank_2_attaches_and_changes_the_prediction(tiny_transformer, inputs):
+    peft = pytest.importorskip("peft")
+    model = tiny_transformer(1)
+    before = model(*inputs).sample
+    targets = [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "norm1.linear",
+        "norm2.linear",
+    ]
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    assert not torch.allclose(model(*inputs).sample, before)
+    model.disable_adapters()
+    torch.testing.assert_close(model(*inputs).sample, before)
+
+
+def test_what_the_class_declares_exists(tiny_transformer):
+    model = tiny_transformer(2)
+    names = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) | set(model._repeated_blocks) <= names
+    modules = dict(model.named_modules())
+    assert all(name in modules for name in model._cp_plan)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 8, 3, 4, 4), (1, 8, 12)), r"\(batch, frames, 8, height, width\), got \(1, 8, 3, 4, 4\)"),
+        (((1, 3, 8, 5, 4), (1, 8, 12)), "multiples of the patch size 2, got 5x4"),
+        (((1, 3, 8, 4, 4), (1, 9, 12)), r"at most 8 tokens, 12\), got \(1, 9, 12\)"),
+        (((1, 3, 8, 4, 4), (1, 8, 11)), r"at most 8 tokens, 12\), got \(1, 8, 11\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_an_error(tiny_transformer, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_transformer(1)(torch.zeros(shapes[0]), torch.zeros(shapes[1]), torch.tensor(1.0))
+
+
+def test_a_noise_step_missing_at_stage2_or_given_at_stage1_is_an_error(tiny_transformer, inputs):
+    with pytest.raises(ValueError, match="this transformer needs noise_step"):
+        tiny_transformer(2)(*inputs)
+    with pytest.raises(ValueError, match="this transformer does not take noise_step"):
+        tiny_transformer(1)(*inputs, noise_step=675)

@@ -1,0 +1,81 @@
+"""Recipes: what is read, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flashvideo.training.config import Stage2Recipe, VAERecipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PHASE = {"steps": 2, "batch": 1, "frames": 1, "crop": [16, 16], "learning_rate": 1e-3}
+
+
+def _write(tmp_path: Path, **changes: object) -> Path:
+    recipe = {"task": "vae", "output": "out", "model": {}, "phases": [PHASE]} | changes
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    assert load_recipe(path).output.startswith("runs/")
+
+
+def test_a_recipe_becomes_typed_phases(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path))
+    assert isinstance(recipe, VAERecipe)
+    assert recipe.phases[0].crop == (16, 16) and recipe.phases[0].learning_rate == 1e-3
+
+
+def test_overrides_reach_into_phases(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path), ["phases.0.steps=7", "seed=3", "weight_decay=1e-4"])
+    assert isinstance(recipe, VAERecipe)
+    assert (recipe.phases[0].steps, recipe.seed, recipe.weight_decay) == (7, 3, 1e-4)
+
+
+def test_crops_of_stage_2_are_pairs() -> None:
+    recipe = load_recipe(RECIPES / "nano_stage2.yaml")
+    assert isinstance(recipe, Stage2Recipe)
+    assert all(len(crop) == 2 for phase in recipe.phases for crop in phase.crops)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sede": 1}, "did you mean 'seed'"),
+        ({"task": "vea"}, "task must be one of vae, stage1, stage2, got 'vea'"),
+        ({"seed": "one"}, "seed must be of type int, got 'one'"),
+        ({"optimizer": "sgd"}, "optimizer must be adamw or muon"),
+        ({"ema_decay": 1.0}, "ema_decay must be in"),
+        ({"phases": [PHASE | {"steps": 0}]}, "steps must be at least 1, got 0"),
+        ({"phases": [PHASE | {"crop": [16]}]}, "must have 2 entries"),
+        ({"phases": [PHASE | {"learning_rate": -1.0}]}, "learning_rate must be positive"),
+        ({"phases": 3}, "phases must be a list"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(_write(tmp_path, **changes))
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("task: vae\noutput: out\nmodel: {}\n")
+    with pytest.raises(ValueError, match="'phases', which is missing"):
+        load_recipe(path)
+
+
+def test_a_missing_or_unreadable_recipe_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1,")
+    with pytest.raises(ValueError, match="must be YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "phases.9.steps=1", "nothing.here=1"])
+def test_an_override_that_leads_nowhere_is_an_error(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match="override"):
+        load_recipe(_write(tmp_path), [override])
