@@ -20,7 +20,7 @@ LAYERS = (
     ("text", "video", "vae", "degradations", "models", "data"),
     ("pipelines", "evaluation.metrics", "evaluation.readers"),
     ("training", "enhance", "evaluation"),
-    ("serving", "cli"),
+    ("serving", "cli", "__main__"),
 )
 LAYER_OF_ROOM = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 LAYER_WITHOUT_NEIGHBOURS = 3

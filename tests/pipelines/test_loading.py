@@ -22,6 +22,18 @@ def test_a_folder_with_a_model_index_is_taken_as_it_is(model_at):
     assert loading.model_folder(str(model_at)) == model_at
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_pipeline_is_loaded_in_the_dtype_asked_for_with_its_preset(pipeline, tmp_path, dtype):
+    pipeline.save_pretrained(tmp_path)
+    loaded = loading.load_pipeline(tmp_path, device="cpu", dtype=dtype)
+    assert loaded.preset == pipeline.preset
+    for name in ("text_encoder", "vae", "stage1_transformer", "stage2_transformer"):
+        saved = getattr(pipeline, name).state_dict()
+        for key, weight in getattr(loaded, name).state_dict().items():
+            assert weight.dtype is loading.DTYPES[dtype], key
+            assert torch.equal(weight, saved[key].to(weight.dtype)), key
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError, match=r"one of 'nano' or a folder.*got 'micro', and there is no such folder"

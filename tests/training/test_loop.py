@@ -38,7 +38,7 @@ def _recipe(output: Path, steps: int = 3) -> VAERecipe:
 
 
 def _clip() -> torch.Tensor:
-    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.linspace(-0.2, 0.9, 16).expand(3, 3, 16, 16).clone()
 
 
 def _run(recipe: VAERecipe, **options: object) -> TinyVAETask:
@@ -106,9 +106,22 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert learning_rate(phase, 110) == pytest.approx(0.2)
 
 
-def test_muon_takes_the_hidden_matrices_only(tmp_path: Path) -> None:
+def test_muon_takes_hidden_matrices_and_kernels_only(tmp_path: Path) -> None:
     recipe = VAERecipe(task="vae", output=str(tmp_path), model=MODEL, phases=(), optimizer="muon")
-    modules = torch.nn.ModuleDict({"transformer_blocks": torch.nn.ModuleList([torch.nn.Linear(3, 4)])})
-    adam, muon = loop.build_optimizer(modules, recipe)
-    assert [p.ndim for g in muon.param_groups for p in g["params"]] == [2]
-    assert [p.ndim for g in adam.param_groups for p in g["params"]] == [1]
+    task = TinyVAETask(recipe, torch.device("cpu"))
+    adam, muon = loop.build_optimizer(task.modules, recipe)
+    kernels = [p for g in muon.param_groups for p in g["params"]]
+    rest = [p for g in adam.param_groups for p in g["params"]]
+    assert kernels and all(p.ndim == 2 for p in kernels)
+    assert sum(p.numel() for p in kernels + rest) == sum(p.numel() for p in task.modules.parameters())
+
+
+def test_a_muon_step_changes_the_kernel_itself(tmp_path: Path) -> None:
+    kernel = torch.nn.Parameter(torch.randn(4, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+    before = kernel.detach().clone()
+    optimizer = loop.KernelMuon([kernel], lr=0.1, weight_decay=0.0)
+    kernel.square().sum().backward()
+    optimizer.step()
+    update = (before - kernel.detach()).flatten(1)
+    singular = torch.linalg.svdvals(update)
+    assert singular.max() < 2.5 * singular.min()  # orthogonalised: all directions move about alike

@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _run(arguments)
         warnings = list(messages.warnings)
     if arguments.json:
-        print(json.dumps({**result.data, "warnings": warnings, "exit_code": result.exit_code}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {**result.data, "warnings": warnings, "exit_code": result.exit_code}, ensure_ascii=False
+            )
+        )
     elif result.text:
         print(result.text)
     return result.exit_code
@@ -80,7 +84,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         result: Result = arguments.run(arguments)
         return result
     except KeyboardInterrupt as interrupt:
-        return _failure(arguments, str(interrupt) or "interrupted; no unfinished file is left", EXIT_INTERRUPTED)
+        return _failure(
+            arguments, str(interrupt) or "interrupted; no unfinished file is left", EXIT_INTERRUPTED
+        )
     except UsageError as error:
         return _failure(arguments, str(error), EXIT_USAGE)
     except (ValueError, OSError, ImportError) as error:

@@ -26,7 +26,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def whole_number(*, least: int = 1, most: int | None = None) -> Callable[[str], int]:
     """Returns a converter of text to a whole number in a range."""
-    expected = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    expected = (
+        f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    )
 
     def convert(text: str) -> int:
         try:
@@ -71,7 +73,9 @@ def size(text: str) -> tuple[int, int]:
 def prompt(text: str) -> str:
     """Refuses a prompt without any words."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"must not be empty, got {text!r}; describe what the video shall show")
+        raise argparse.ArgumentTypeError(
+            f"must not be empty, got {text!r}; describe what the video shall show"
+        )
     return text
 
 

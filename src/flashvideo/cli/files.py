@@ -12,6 +12,9 @@ from flashvideo.cli.arguments import UsageError
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 """Suffixes that `flashvideo.video.write_video` writes."""
 
+LATENTS_SUFFIX = ".safetensors"
+"""Suffix of the file beside a preview from which it is continued."""
+
 
 def check_input(path: Path) -> None:
     """Checks that a file is there and holds something.
@@ -34,12 +37,16 @@ def check_output(path: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> None:
         ValueError: In one sentence, what is wrong.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a file to write; add a name such as {path / 'out.mp4'}")
+        raise ValueError(
+            f"{path} is a folder, expected a file to write; add a name such as {path / 'out.mp4'}"
+        )
     if path.suffix.lower() not in suffixes:
         found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise ValueError(f"{path} has {found}, expected one of {', '.join(suffixes)}; rename it")
     if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: {path.parent} is not an existing folder; create it first")
+        raise ValueError(
+            f"{path} cannot be written: {path.parent} is not an existing folder; create it first"
+        )
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

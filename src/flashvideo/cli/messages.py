@@ -86,7 +86,9 @@ class StepProgress:
             bar_format="{desc}: {bar:24} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
         )
 
-    def __call__(self, pipeline: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+    def __call__(
+        self, pipeline: object, step: int, timestep: object, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
         """Counts a step; replaces no tensors."""
         self._bar.update()
         if self._bar.n == self._bar.total:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flashvideo.pipelines.settings import EnhanceSettings
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 
@@ -67,3 +68,17 @@ def model_label(model: str) -> str:
     ('my-nano', 'nano')
     """
     return Path(model).expanduser().absolute().name
+
+
+def count_windows(
+    pipeline: FlashVideoPipeline, num_frames: int, settings: EnhanceSettings | None = None
+) -> int:
+    """Returns how many windows a clip goes through at Stage II; with the model's own window where None is given."""
+    from flashvideo.pipelines.settings import complete_settings
+    from flashvideo.shapes import vae_factors
+
+    if settings is None:
+        settings = complete_settings((1, 1), preset=pipeline.preset, vae=pipeline.vae)
+    temporal, _ = vae_factors(pipeline.vae.config)
+    padded = 1 + -(-(num_frames - 1) // temporal) * temporal
+    return 1 + max(0, -(-(padded - settings.window) // (settings.window - settings.overlap)))

@@ -11,8 +11,9 @@ import csv
 import logging
 import math
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,18 +79,50 @@ class Average:
                     p.copy_(k)
 
 
+class KernelMuon(torch.optim.Muon):
+    """Muon for parameters of any rank above one: a kernel (out, in, ...) is updated as the matrix (out, in ...).
+
+    Args:
+        parameters: contiguous parameters; the optimiser updates them through views of their storage.
+        options: of `torch.optim.Muon`.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
+        self.sources = list(parameters)
+        super().__init__([nn.Parameter(p.detach().flatten(1)) for p in self.sources], **options)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update from the gradients of the parameters themselves."""
+        for view, source in zip(self.param_groups[0]["params"], self.sources, strict=True):
+            view.grad = None if source.grad is None else source.grad.flatten(1)
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        super().zero_grad(set_to_none)
+        for source in self.sources:
+            source.grad = None
+
+
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a hidden matrix or kernel: what Muon is for.
+
+    First and last layers, embeddings, modulations from the time embedding, gains and biases are not.
+    """
+    if parameter.ndim < 2 or min(parameter.shape[0], parameter[0].numel()) < 2:
+        return False
+    return re.search(r"transformer_blocks.*(attn1|ff)|blocks?\..*(conv1|conv2|upsamplers|downsamplers)", name) is not None
+
+
 def build_optimizer(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (`recipe.optimizer`)."""
-    hidden, rest = [], []
-    for name, parameter in modules.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_hidden = parameter.ndim == 2 and "transformer_blocks" in name and ".norm1.linear" not in name
-        (hidden if is_hidden and ".norm2.linear" not in name else rest).append(parameter)
-    adam = dict(lr=1.0, betas=(0.9, 0.98), eps=1e-8, weight_decay=recipe.weight_decay)
+    named = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
+    adam: dict[str, Any] = {"lr": 1.0, "betas": (0.9, 0.98), "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
-        return [torch.optim.AdamW(hidden + rest, **adam)]
-    muon = torch.optim.Muon(hidden, lr=1.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        return [torch.optim.AdamW([p for _, p in named], **adam)]
+    hidden = [p for n, p in named if is_hidden(n, p)]
+    rest = [p for n, p in named if not is_hidden(n, p)]
+    muon = KernelMuon(hidden, lr=1.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [torch.optim.AdamW(rest, **adam), muon]
 
 

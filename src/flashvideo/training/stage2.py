@@ -122,9 +122,10 @@ class Stage2Task:
             strong=strong,
             at_low_resolution=self._round_trip if preview else None,
         )
-        both = encode_pixels(self.vae, torch.cat((pixels, low)), scale=self.scale)
-        z_hq, z_lq = both.float().chunk(2)
-        return z_hq, z_lq
+        # The target is the posterior's mean; the input is a sample, as at inference.
+        z_hq = encode_pixels(self.vae, pixels, scale=self.scale)
+        z_lq = encode_pixels(self.vae, low, scale=self.scale, generator=generator)
+        return z_hq.float(), z_lq.float()
 
     def loss(
         self, batch: tuple[Tensor, list[str]], phase_index: int, generator: torch.Generator

@@ -1,0 +1,196 @@
+"""`flashvideo enhance`: detail for any video; frame count and rate stay as they are."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import secrets
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashvideo.cli import arguments as shared
+from flashvideo.cli.files import check_distinct, check_input, check_output
+from flashvideo.cli.messages import StepProgress, progress_is_shown
+from flashvideo.cli.metadata import enhance_metadata
+from flashvideo.cli.model import count_windows, open_pipeline, use_threads
+from flashvideo.cli.results import Phases, Result, describe_clip
+
+if TYPE_CHECKING:
+    from flashvideo.pipelines.settings import EnhanceSettings
+    from flashvideo.pipelines.two_stage import FlashVideoPipeline
+    from flashvideo.video import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "enhance",
+        help="give a video more pixels and detail",
+        description="Give any video more pixels and detail; frame count and rate stay as they are.",
+        epilog="Long clips are enhanced in overlapping, blended windows. An existing output file is replaced.",
+    )
+    parser.add_argument("input", type=Path, metavar="IN", help="any video file that FFmpeg reads")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", required=True, help="the video: .mp4, .mov, .mkv or .webm"
+    )
+    parser.add_argument(
+        "--prompt", type=shared.prompt, metavar="TEXT", help="what the video shows (default: no text)"
+    )
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--scale",
+        type=shared.number(above=0),
+        metavar="S",
+        help="factor of both sides, to even numbers of pixels",
+    )
+    target.add_argument(
+        "--size", type=shared.size, metavar="WxH", help="exact size (default: the model's own factor)"
+    )
+    settings = parser.add_argument_group("settings")
+    settings.add_argument("--steps", type=shared.whole_number(), metavar="N", help="number of steps")
+    settings.add_argument(
+        "--noise-step",
+        type=shared.whole_number(least=0, most=999),
+        metavar="K",
+        help="0 to 999: how much of the detail is invented anew",
+    )
+    settings.add_argument(
+        "--guidance",
+        type=shared.number(least=1),
+        metavar="G",
+        help="guidance scale, with --prompt; 1 is none",
+    )
+    shared.add_seed(settings)
+    shared.add_model_options(parser)
+    shared.add_prompt_metadata(parser)
+    shared.add_progress(parser)
+    shared.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    """Enhances a video.
+
+    Raises:
+        ValueError: In one sentence, what is wrong; before any long work.
+    """
+    check_input(arguments.input)
+    check_output(arguments.output)
+    check_distinct([arguments.output], [arguments.input])
+    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    phases = Phases()
+    with use_threads(arguments.threads):
+        with phases("read"):
+            info, num_frames = inspect_video(arguments.input)
+        with phases("load"):
+            pipeline = open_pipeline(arguments)
+            settings = choose_settings(arguments, pipeline, info)
+        with phases("enhance"):
+            enhance_file(arguments, pipeline, settings, info, num_frames=num_frames, seed=seed)
+    clip = describe_clip(num_frames, settings.height, settings.width, info.frame_rate)
+    data = {
+        "output": str(arguments.output),
+        "input": str(arguments.input),
+        **_metadata(arguments, pipeline, settings, info, num_frames, seed),
+        "frame_rate": float(info.frame_rate),
+        "seconds": phases.as_data(),
+    }
+    return Result(data=data, text=f"wrote {arguments.output}: {clip}, seed {seed}\n{phases.as_text()}")
+
+
+def inspect_video(path: Path) -> tuple[VideoInfo, int]:
+    """Reads a video once through, so that a file that is cut off is noticed now and not after hours.
+
+    Returns:
+        What the file declares, and the number of frames that it really holds.
+
+    Raises:
+        VideoError: If it cannot be read to its end.
+    """
+    import av
+
+    from flashvideo.video import iter_frames, probe_video
+
+    info = probe_video(path)
+    num_frames = sum(1 for _ in iter_frames(path))
+    with av.open(str(path.absolute())) as container:
+        if container.streams.audio:
+            logger.warning("%s has sound, which is not copied to the output", path)
+    return info, num_frames
+
+
+def choose_settings(
+    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, info: VideoInfo
+) -> EnhanceSettings:
+    """Completes the settings from the model's own and the input's size.
+
+    Raises:
+        ValueError: In one sentence, what is wrong.
+    """
+    from flashvideo.pipelines.settings import complete_settings
+
+    width, height = arguments.size or (None, None)
+    if arguments.scale is not None:
+        # Even sides are what every player shows; a factor leaves that much open, an exact size does not.
+        width, height = (max(2, 2 * round(arguments.scale * side / 2)) for side in (info.width, info.height))
+    elif arguments.size is not None and (width % 2 or height % 2):
+        logger.warning("%dx%d is an odd size, which some players do not show", width, height)
+    return complete_settings(
+        (info.height, info.width),
+        preset=pipeline.preset,
+        vae=pipeline.vae,
+        height=height,
+        width=width,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+        noise_step=arguments.noise_step,
+    )
+
+
+def enhance_file(
+    arguments: argparse.Namespace,
+    pipeline: FlashVideoPipeline,
+    settings: EnhanceSettings,
+    info: VideoInfo,
+    *,
+    num_frames: int,
+    seed: int,
+) -> None:
+    """Streams the frames through the model, from file to file; memory does not grow with the clip's length."""
+    import torch
+
+    from flashvideo.video import iter_frames, write_video
+
+    total = count_windows(pipeline, num_frames, settings) * settings.num_inference_steps
+    with StepProgress("enhance", total, shown=progress_is_shown(arguments.progress)) as progress:
+        frames = pipeline.stage2.stream(
+            iter_frames(arguments.input),
+            arguments.prompt,
+            settings=settings,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=progress,
+        )
+        metadata = _metadata(arguments, pipeline, settings, info, num_frames, seed)
+        write_video(arguments.output, frames, frame_rate=Fraction(info.frame_rate), metadata=metadata)
+
+
+def _metadata(
+    arguments: argparse.Namespace,
+    pipeline: FlashVideoPipeline,
+    settings: EnhanceSettings,
+    info: VideoInfo,
+    num_frames: int,
+    seed: int,
+) -> dict[str, object]:
+    return enhance_metadata(
+        pipeline,
+        settings,
+        size=(num_frames, info.height, info.width),
+        model=arguments.model,
+        seed=seed,
+        prompt=arguments.prompt,
+        with_prompt=arguments.prompt_metadata,
+    )

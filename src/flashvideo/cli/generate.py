@@ -1,0 +1,215 @@
+"""`flashvideo generate`: from a prompt to a video, with the preview between the stages as a file.
+
+The preview is written as soon as Stage I is done. Continuing from it goes the same way as not stopping, so that both
+give the same video bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashvideo.cli import arguments as shared
+from flashvideo.cli.arguments import UsageError
+from flashvideo.cli.files import LATENTS_SUFFIX, check_distinct, check_input, check_output
+from flashvideo.cli.generation import Generation
+from flashvideo.cli.model import open_pipeline, use_threads
+from flashvideo.cli.results import Phases, Result
+
+if TYPE_CHECKING:
+    from flashvideo.pipelines.two_stage import FlashVideoPipeline
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="make a video from a prompt",
+        description="Make a video from a prompt: a small preview first, then detail at full size.",
+        epilog="Sizes are WIDTHxHEIGHT. What is not given is the model's own. Existing output files are replaced.",
+    )
+    parser.add_argument(
+        "prompt", nargs="?", type=shared.prompt, metavar="PROMPT", help="what the video shall show"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the video: .mp4, .mov, .mkv or .webm"
+    )
+    previews = parser.add_argument_group("preview")
+    previews.add_argument(
+        "--preview",
+        type=Path,
+        metavar="FILE",
+        help=f"write the preview too, and beside it FILE{LATENTS_SUFFIX}, from which --from-preview continues exactly "
+        "(that file holds the prompt)",
+    )
+    previews.add_argument("--preview-only", action="store_true", help="stop after the preview")
+    previews.add_argument(
+        "--from-preview",
+        type=Path,
+        metavar="FILE",
+        help=f"continue from a preview (its video or its {LATENTS_SUFFIX} file), or from the pixels of any video; "
+        "PROMPT then replaces the preview's",
+    )
+    previews.add_argument(
+        "--previews",
+        type=shared.whole_number(),
+        metavar="N",
+        help="make N previews with consecutive seeds and a contact sheet to choose from, then stop",
+    )
+    settings = parser.add_argument_group("settings")
+    shared.add_seed(settings)
+    settings.add_argument("--size", type=shared.size, metavar="WxH", help="size of the final video")
+    settings.add_argument("--frames", type=shared.whole_number(), metavar="N", help="number of frames, 4k+1")
+    settings.add_argument(
+        "--steps",
+        type=shared.whole_number(),
+        metavar="N",
+        help="steps of the preview; after --from-preview, where only detail is left, steps of the detail",
+    )
+    settings.add_argument(
+        "--guidance", type=shared.number(least=1), metavar="G", help="guidance scale of the same; 1 is none"
+    )
+    settings.add_argument(
+        "--detail-steps", type=shared.whole_number(), metavar="N", help="steps of the detail, Stage II"
+    )
+    settings.add_argument(
+        "--detail-guidance", type=shared.number(least=1), metavar="G", help="guidance scale of the detail"
+    )
+    settings.add_argument(
+        "--noise-step",
+        type=shared.whole_number(least=0, most=999),
+        metavar="K",
+        help="0 to 999: how much of the detail is invented anew",
+    )
+    shared.add_model_options(parser)
+    shared.add_prompt_metadata(parser)
+    shared.add_progress(parser)
+    shared.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    """Makes a preview, several, or a video.
+
+    Raises:
+        ValueError: In one sentence, what is wrong; before any long work.
+    """
+    check_combination(arguments)
+    previews = preview_paths(arguments)
+    check_files(arguments, previews)
+    phases = Phases()
+    with use_threads(arguments.threads):
+        with phases("load"):
+            generation = prepare(arguments, phases)
+        if arguments.previews:
+            return generation.make_candidates(previews)
+        return generation.make_video(previews[0] if previews else None)
+
+
+def check_combination(arguments: argparse.Namespace) -> None:
+    """Checks the options against one another.
+
+    Raises:
+        UsageError: If two contradict, or one is missing.
+    """
+    if arguments.from_preview is None:
+        if arguments.prompt is None:
+            raise UsageError("generate needs a PROMPT, or --from-preview FILE to continue from")
+        stops = arguments.preview_only or arguments.previews
+        if arguments.output is None and not (stops and arguments.preview):
+            raise UsageError("generate needs -o OUT for the video" + (", or --preview FILE" if stops else ""))
+        return
+    if arguments.output is None:
+        raise UsageError("generate needs -o OUT for the video")
+    for name in ("preview", "preview_only", "previews", "frames"):
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} is of the preview, which --from-preview has already; drop one of the two"
+            )
+    for name in ("steps", "guidance"):
+        if getattr(arguments, name) is not None and getattr(arguments, f"detail_{name}") is not None:
+            raise UsageError(f"--{name} means --detail-{name} after --from-preview; give one of the two")
+
+
+def preview_paths(arguments: argparse.Namespace) -> list[Path]:
+    """Returns where previews go: none, one, or one per candidate and behind them the contact sheet."""
+    base: Path | None = arguments.preview
+    if arguments.previews:
+        if base is None:
+            base = arguments.output.with_name(f"{arguments.output.stem}-preview{arguments.output.suffix}")
+        candidates = [base.with_name(f"{base.stem}-{i + 1}{base.suffix}") for i in range(arguments.previews)]
+        return [*candidates, base.with_suffix(".png")]
+    if base is None and arguments.preview_only:
+        base = arguments.output
+    return [] if base is None else [base]
+
+
+def check_files(arguments: argparse.Namespace, previews: list[Path]) -> None:
+    """Checks that inputs can be read and outputs written.
+
+    Raises:
+        ValueError: In one sentence, what is wrong.
+    """
+    videos = [path for path in previews if not (arguments.previews and path == previews[-1])]
+    outputs = [] if arguments.preview_only or arguments.previews else [arguments.output]
+    for path in [*outputs, *videos]:
+        check_output(path)
+    others = [path for path in previews if path not in videos]
+    others += [path.with_suffix(LATENTS_SUFFIX) for path in videos]
+    for path in others:
+        check_output(path, (path.suffix,))
+    inputs = [] if arguments.from_preview is None else [arguments.from_preview]
+    for path in inputs:
+        check_input(path)
+    check_distinct([*outputs, *videos, *others], inputs)
+
+
+def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
+    """Reads the preview to continue from, if any, loads the model, and checks sizes and frames against it.
+
+    Raises:
+        ValueError: In one sentence, what is wrong.
+    """
+    from flashvideo.pipelines.preview import PreviewState
+    from flashvideo.pipelines.two_stage import read_preview
+    from flashvideo.video import probe_video
+
+    source = None if arguments.from_preview is None else read_preview(arguments.from_preview)
+    pipeline = open_pipeline(arguments)
+    if arguments.size is not None and source is None:
+        check_size(pipeline, *arguments.size)
+    frame_rate = Fraction(pipeline.preset.stage1.frame_rate)
+    if source is not None and not isinstance(source, PreviewState):
+        frame_rate = probe_video(arguments.from_preview).frame_rate
+    # A preview's own randomness goes on where it stood, unless another seed is asked for.
+    seed = arguments.seed
+    if seed is None and not isinstance(source, PreviewState):
+        seed = secrets.randbelow(2**31)
+    return Generation(
+        arguments=arguments, pipeline=pipeline, source=source, seed=seed, frame_rate=frame_rate, phases=phases
+    )
+
+
+def check_size(pipeline: FlashVideoPipeline, width: int, height: int) -> None:
+    """Checks a final size, with the width first as users write it.
+
+    Raises:
+        ValueError: If the model cannot make it, with the nearest size that it can.
+    """
+    from flashvideo.pipelines.sizes import upscale_factor
+    from flashvideo.shapes import vae_factors
+
+    try:
+        pipeline.preview_size(height, width)
+    except ValueError:
+        _, spatial = vae_factors(pipeline.vae.config)
+        step = upscale_factor(pipeline.preset) * spatial * int(pipeline.stage1_transformer.config.patch_size)
+        nearest = [max(1, round(side / step)) * step for side in (width, height)]
+        raise ValueError(
+            f"--size must be WIDTHxHEIGHT in multiples of {step}, got {width}x{height}; "
+            f"try {nearest[0]}x{nearest[1]}"
+        ) from None

@@ -1,0 +1,129 @@
+"""What the command writes into its videos about their making (the settings that were really used)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashvideo import __version__
+from flashvideo.cli.model import model_label
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flashvideo.pipelines.preview import PreviewState
+    from flashvideo.pipelines.settings import EnhanceSettings
+    from flashvideo.pipelines.two_stage import FlashVideoPipeline
+
+
+def two_stage_metadata(
+    pipeline: FlashVideoPipeline,
+    *,
+    preview: PreviewState | None,
+    shape: tuple[int, ...] | None,
+    detail: Mapping[str, Any],
+    model: str,
+    prompt: str | None,
+    seed: int | None,
+    with_prompt: bool,
+) -> dict[str, Any]:
+    """Describes a preview or a video made from one.
+
+    Args:
+        pipeline: The model, for its defaults.
+        preview: The preview with its settings; None if it came as pixels.
+        shape: (F, 3, H, W) of the final video; None for the preview's own file.
+        detail: The pipeline's arguments for Stage II, None where the model's own apply.
+        model: The model's name or folder.
+        prompt: The prompt of this command; None if the preview's applies.
+        seed: The seed of this command; None if the preview's applies.
+        with_prompt: Whether the prompt is part of the description.
+
+    Returns:
+        For `write_video`; the same whether or not the run stopped at the preview.
+    """
+    from flashvideo.video import generation_metadata
+
+    sizes: dict[str, tuple[int, ...]] = {}
+    steps: dict[str, int] = {}
+    settings: dict[str, Any] = {"device": pipeline.device.type, "dtype": dtype_name(pipeline)}
+    if preview is not None:
+        made = preview.settings
+        sizes["stage1"] = (made.num_frames, made.height, made.width)
+        steps["stage1"] = made.num_inference_steps
+        settings["stage1"] = {
+            "guidance_scale": made.guidance_scale,
+            "guidance_schedule": made.guidance_schedule,
+        }
+        prompt = made.prompts[0] if prompt is None else prompt
+        if with_prompt and prompt != made.prompts[0]:
+            settings["stage1"]["prompt"] = made.prompts[0]
+        if seed is not None and seed != made.seed:
+            settings["stage1"]["seed"] = made.seed
+        seed = made.seed if seed is None else seed
+    if shape is not None:
+        defaults = pipeline.preset.stage2
+        sizes["stage2"] = (shape[0], shape[2], shape[3])
+        steps["stage2"] = detail["num_inference_steps"] or defaults.num_inference_steps
+        guidance, noise_step = detail["guidance_scale"], detail["noise_step"]
+        settings["stage2"] = {
+            "guidance_scale": 1.0 if prompt is None else guidance or defaults.guidance_scale,
+            "noise_step": defaults.noise_step if noise_step is None else noise_step,
+        }
+    return generation_metadata(
+        model=model_label(model),
+        version=__version__,
+        seed=seed,
+        sizes=sizes,
+        steps=steps,
+        prompt=prompt if with_prompt else None,
+        settings=settings,
+    )
+
+
+def enhance_metadata(
+    pipeline: FlashVideoPipeline,
+    settings: EnhanceSettings,
+    *,
+    size: tuple[int, int, int],
+    model: str,
+    seed: int,
+    prompt: str | None,
+    with_prompt: bool,
+) -> dict[str, Any]:
+    """Describes an enhanced video.
+
+    Args:
+        pipeline: The model.
+        settings: Complete settings of the run.
+        size: (num_frames, height, width) of the input.
+        model: The model's name or folder.
+        seed: The seed.
+        prompt: The prompt, if there is one.
+        with_prompt: Whether it is part of the description.
+
+    Returns:
+        For `write_video`.
+    """
+    from flashvideo.video import generation_metadata
+
+    return generation_metadata(
+        model=model_label(model),
+        version=__version__,
+        seed=seed,
+        sizes={"input": size, "stage2": (size[0], settings.height, settings.width)},
+        steps={"stage2": settings.num_inference_steps},
+        prompt=prompt if with_prompt else None,
+        settings={
+            "device": pipeline.device.type,
+            "dtype": dtype_name(pipeline),
+            "stage2": {
+                "guidance_scale": 1.0 if prompt is None else settings.guidance_scale,
+                "noise_step": settings.noise_step,
+            },
+        },
+    )
+
+
+def dtype_name(pipeline: FlashVideoPipeline) -> str:
+    """Returns for example `float32`."""
+    return str(pipeline.dtype).removeprefix("torch.")

@@ -1,0 +1,123 @@
+"""`flashvideo train`: run a recipe, or go on with one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from flashvideo.cli import arguments as shared
+from flashvideo.cli.model import quiet_libraries, use_threads
+from flashvideo.cli.results import Phases, Result
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashvideo.training.config import Phase, Recipe
+    from flashvideo.training.loop import Task
+
+# What each recipe's `task` runs; imported when it is asked for.
+_TASKS = {
+    "vae": ("flashvideo.training.vae", "VAETask"),
+    "stage1": ("flashvideo.training.stage1", "Stage1Task"),
+    "stage2": ("flashvideo.training.stage2", "Stage2Task"),
+}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model by a recipe",
+        description="Train a model by a recipe. Ctrl-C saves, and --resume continues.",
+    )
+    parser.add_argument(
+        "recipe", type=Path, metavar="RECIPE", help="a YAML file such as recipes/nano_vae.yaml"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="replaces a value of the recipe, e.g. phases.0.steps=10",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in the recipe's output"
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=shared.number(above=0),
+        metavar="M",
+        help="save and stop after this time, to be resumed (default: no limit)",
+    )
+    shared.add_device(parser)
+    shared.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    """Trains.
+
+    Raises:
+        ValueError: In one sentence, what is wrong with the recipe.
+        Interrupted: On Ctrl-C, after saving.
+    """
+    from flashvideo.pipelines.loading import choose_device
+    from flashvideo.training.config import load_recipe
+    from flashvideo.training.loop import train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_recipe(recipe)
+    device = choose_device(arguments.device)
+    phases = Phases()
+    with use_threads(arguments.threads):
+        with phases("prepare"):
+            task = build_task(recipe, device)
+        with phases("train"):
+            folder = train(
+                task,
+                recipe,
+                recipe_phases(recipe),
+                resume=arguments.resume,
+                max_minutes=arguments.max_minutes or 0.0,
+            )
+    data = {"output": str(folder), "task": recipe.task, "seconds": phases.as_data()}
+    return Result(data=data, text=f"wrote {folder}\n{phases.as_text()}")
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Checks that the folders which a recipe starts from are there, and that its output can be written.
+
+    Raises:
+        ValueError: In one sentence, what is wrong.
+    """
+    for name in ("vae", "text"):
+        folder = getattr(recipe, name, None)
+        # The text of a Stage I recipe is the description of a new encoder, of a Stage II recipe a folder.
+        if isinstance(folder, str) and folder and not Path(folder).is_dir():
+            raise ValueError(
+                f"the recipe's {name} must be a folder of trained weights, got {folder}; train it first"
+            )
+    output = Path(recipe.output)
+    nearest = next((path for path in (output, *output.absolute().parents) if path.exists()), output)
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"the recipe's output {output} cannot be written: {error.strerror}; choose another"
+        ) from None
+
+
+def recipe_phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """Returns the phases of a recipe; every kind of recipe has its own kind of them."""
+    return cast("tuple[Phase, ...]", recipe.phases)  # type: ignore[attr-defined]
+
+
+def build_task(recipe: Recipe, device: torch.device) -> Task:
+    """Builds what a recipe trains."""
+    module_name, class_name = _TASKS[recipe.task]
+    with quiet_libraries():
+        task_class = getattr(importlib.import_module(module_name), class_name)
+        return cast("Task", task_class(recipe, device))
