@@ -133,11 +133,11 @@ def choose_settings(
     from flashvideo.pipelines.settings import complete_settings
 
     width, height = arguments.size or (None, None)
+    if width is not None and height is not None and (width % 2 or height % 2):
+        logger.warning("%dx%d is an odd size, which some players do not show", width, height)
     if arguments.scale is not None:
         # Even sides are what every player shows; a factor leaves that much open, an exact size does not.
         width, height = (max(2, 2 * round(arguments.scale * side / 2)) for side in (info.width, info.height))
-    elif arguments.size is not None and (width % 2 or height % 2):
-        logger.warning("%dx%d is an odd size, which some players do not show", width, height)
     return complete_settings(
         (info.height, info.width),
         preset=pipeline.preset,

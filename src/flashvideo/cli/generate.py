@@ -17,7 +17,8 @@ from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import LATENTS_SUFFIX, check_distinct, check_input, check_output
 from flashvideo.cli.generation import Generation
 from flashvideo.cli.model import open_pipeline, use_threads
-from flashvideo.cli.results import Phases, Result
+from flashvideo.cli.results import Phases, Result, describe_clip
+from flashvideo.presets import NANO
 
 if TYPE_CHECKING:
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -29,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "generate",
         help="make a video from a prompt",
         description="Make a video from a prompt: a small preview first, then detail at full size.",
-        epilog="Sizes are WIDTHxHEIGHT. What is not given is the model's own. Existing output files are replaced.",
+        epilog=f"Sizes are WIDTHxHEIGHT. What is not given is the model's own; {own_settings()}. "
+        "Existing output files are replaced.",
     )
     parser.add_argument(
         "prompt", nargs="?", type=shared.prompt, metavar="PROMPT", help="what the video shall show"
@@ -91,6 +93,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+def own_settings() -> str:
+    """Returns what the model inside the package does when nothing is asked for, for the help."""
+    first, second = NANO.stage1, NANO.stage2
+    return (
+        f"{NANO.name} makes {describe_clip(first.num_frames, second.height, second.width, first.frame_rate)} in "
+        f"{first.num_inference_steps} steps of guidance {first.guidance_scale:g} for the preview of "
+        f"{first.width}x{first.height}, and {second.num_inference_steps} for the detail"
+    )
+
+
 def run(arguments: argparse.Namespace) -> Result:
     """Makes a preview, several, or a video.
 
@@ -98,8 +110,7 @@ def run(arguments: argparse.Namespace) -> Result:
         ValueError: In one sentence, what is wrong; before any long work.
     """
     check_combination(arguments)
-    previews = preview_paths(arguments)
-    check_files(arguments, previews)
+    previews = check_files(arguments)
     phases = Phases()
     with use_threads(arguments.threads):
         with phases("load"):
@@ -148,24 +159,31 @@ def preview_paths(arguments: argparse.Namespace) -> list[Path]:
     return [] if base is None else [base]
 
 
-def check_files(arguments: argparse.Namespace, previews: list[Path]) -> None:
+def check_files(arguments: argparse.Namespace) -> list[Path]:
     """Checks that inputs can be read and outputs written.
+
+    Returns:
+        Where previews go, as `preview_paths`.
 
     Raises:
         ValueError: In one sentence, what is wrong.
     """
-    videos = [path for path in previews if not (arguments.previews and path == previews[-1])]
-    outputs = [] if arguments.preview_only or arguments.previews else [arguments.output]
-    for path in [*outputs, *videos]:
+    for path in filter(None, (arguments.output, arguments.preview)):
         check_output(path)
-    others = [path for path in previews if path not in videos]
-    others += [path.with_suffix(LATENTS_SUFFIX) for path in videos]
-    for path in others:
+    previews = preview_paths(arguments)
+    sheets = previews[-1:] if arguments.previews else []
+    videos = [path for path in previews if path not in sheets]
+    beside = sheets + [path.with_suffix(LATENTS_SUFFIX) for path in videos]
+    for path in videos:
+        check_output(path)
+    for path in beside:
         check_output(path, (path.suffix,))
     inputs = [] if arguments.from_preview is None else [arguments.from_preview]
     for path in inputs:
         check_input(path)
-    check_distinct([*outputs, *videos, *others], inputs)
+    outputs = [] if arguments.preview_only or arguments.previews else [arguments.output]
+    check_distinct([*outputs, *videos, *beside], inputs)
+    return previews
 
 
 def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
@@ -182,7 +200,7 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
     pipeline = open_pipeline(arguments)
     if arguments.size is not None and source is None:
         check_size(pipeline, *arguments.size)
-    frame_rate = Fraction(pipeline.preset.stage1.frame_rate)
+    frame_rate = Fraction(pipeline.preset.stage1.frame_rate).limit_denominator(1001)
     if source is not None and not isinstance(source, PreviewState):
         frame_rate = probe_video(arguments.from_preview).frame_rate
     # A preview's own randomness goes on where it stood, unless another seed is asked for.

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flashvideo.cli.arguments import DEFAULT_MODEL
 from flashvideo.cli.files import LATENTS_SUFFIX
@@ -70,7 +70,7 @@ class Generation:
                 assert preview_path is not None
                 return self.preview_result(data, preview_path, preview, frames)
         output = self.make_detail(source)
-        frames = output.frames[0]
+        frames = cast("torch.Tensor", output.frames)[0]
         with self.phases("write"):
             note = self.metadata(output.preview, tuple(frames.shape))
             write_video(self.arguments.output, frames, frame_rate=self.frame_rate, metadata=note)
@@ -118,7 +118,7 @@ class Generation:
         steps = arguments.steps or self.pipeline.preset.stage1.num_inference_steps
         shown = progress_is_shown(arguments.progress)
         with self.phases("preview"), StepProgress(label, steps, shown=shown) as progress:
-            output = self.pipeline(
+            output: FlashVideoPipelineOutput = self.pipeline(  # type: ignore[assignment]  # not a tuple by default
                 arguments.prompt,
                 **self.detail_settings(),  # checked now, although they are used later
                 num_frames=arguments.frames,
@@ -130,7 +130,7 @@ class Generation:
                 stage1_callback_on_step_end=progress,
             )
         assert output.preview is not None
-        return output.preview, output.preview_frames[0]
+        return output.preview, cast("torch.Tensor", output.preview_frames)[0]
 
     def make_detail(self, source: PreviewState | torch.Tensor) -> FlashVideoPipelineOutput:
         """Runs Stage II on a preview."""
@@ -139,15 +139,16 @@ class Generation:
         from flashvideo.pipelines.preview import PreviewState
 
         prompt = self.arguments.prompt if self.source is not None else None
-        fresh = self.source is not None and self.seed is not None
-        generator = torch.Generator().manual_seed(self.seed) if fresh else None
+        generator = None  # the preview's own
+        if self.source is not None and self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed)
         settings = self.detail_settings()
         steps = settings["num_inference_steps"] or self.pipeline.preset.stage2.num_inference_steps
         num_frames = source.settings.num_frames if isinstance(source, PreviewState) else source.shape[1]
         windows = count_windows(self.pipeline, int(num_frames))
         shown = progress_is_shown(self.arguments.progress)
         with self.phases("detail"), StepProgress("detail", windows * steps, shown=shown) as progress:
-            output: FlashVideoPipelineOutput = self.pipeline(
+            output: FlashVideoPipelineOutput = self.pipeline(  # type: ignore[assignment]  # not a tuple by default
                 prompt,
                 **settings,
                 preview=source,

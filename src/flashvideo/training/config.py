@@ -54,6 +54,7 @@ class Recipe:
     Attributes:
         task: which objective: "vae", "stage1" or "stage2".
         output: folder for checkpoints, curves and the trained weights.
+        start: model folder whose weights to start from; empty for random weights.
         seed: of initial weights, data and noise.
         workers: processes that make training data.
         optimizer: "adamw", or "muon" for the hidden matrices with AdamW for the rest.
@@ -66,6 +67,7 @@ class Recipe:
 
     task: str
     output: str
+    start: str = ""
     seed: int = 0
     workers: int = 1
     optimizer: str = "adamw"
@@ -121,11 +123,9 @@ class Stage1Phase(Phase):
 
     Attributes:
         density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
-        epochs: how often each rendered and encoded clip is used before a new one replaces it.
     """
 
     density: float = 2.5
-    epochs: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class Stage2Phase(Phase):
 
     crops: tuple[tuple[int, int], ...]
     natural: float = 0.4
-    noise_steps: tuple[int, int] = (150, 350)
+    noise_steps: tuple[int, int] = (100, 400)
     times_per_clip: int = 1
     text_dropout: float = 0.1
     strong: float = 0.2

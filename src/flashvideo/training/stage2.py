@@ -80,9 +80,14 @@ class Stage2Task:
         torch.manual_seed(recipe.seed)
         self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
         self.scale = float(self.vae.config.scaling_factor)
-        transformer = FlashVideoTransformer3DModel(**recipe.model)
-        transformer.init_for_training()
-        self.modules = nn.ModuleDict({"transformer": transformer}).to(device)
+        if recipe.start:
+            transformer = FlashVideoTransformer3DModel.from_pretrained(Path(recipe.start) / "stage2_transformer")
+        else:
+            transformer = FlashVideoTransformer3DModel(**recipe.model)
+            transformer.init_for_training()
+            # Until the first text arrives, a prompt has no effect rather than a random one.
+            nn.init.zeros_(transformer.patch_embed.text_proj.weight)
+        self.modules = nn.ModuleDict({"transformer": transformer}).float().to(device).train()
         self.tokenizer: Any = None
         self.text_encoder: T5EncoderModel | None = None
         if recipe.text:

@@ -68,7 +68,11 @@ class VAETask:
     def __init__(self, recipe: VAERecipe, device: torch.device) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.vae = AutoencoderKLCogVideoX(**recipe.model).to(device)
+        if recipe.start:
+            self.vae = AutoencoderKLCogVideoX.from_pretrained(Path(recipe.start) / "vae")
+        else:
+            self.vae = AutoencoderKLCogVideoX(**recipe.model)
+        self.vae.float().to(device).train()
         self.modules = nn.ModuleDict({"vae": self.vae})
 
     def dataset(self, phase_index: int) -> Dataset:

@@ -1,0 +1,282 @@
+"""The figures of a small model on the procedural world: what README and model card report.
+
+Each section is a function of a pipeline that yields one record per clip; `run_suite` writes them to JSON as they
+come, so an interrupted run continues where it stopped, and `summarise` turns them into means with 95 % intervals.
+
+    python -m flashvideo.evaluation.suite --output figures.json [--sections previews pairs] [--count N]
+
+Shapes: clips (F, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from flashvideo.data.captions import full_caption
+from flashvideo.data.dead_leaves import render_leaves
+from flashvideo.data.shapes_world import Scene, object_mask, render, sample_scene
+from flashvideo.evaluation.metrics import (
+    bootstrap_interval,
+    downsampled_psnr,
+    edge_psnr,
+    filter_bank_distance,
+    frame_difference_error,
+    gmsd,
+    gradient_energy_ratio,
+    high_frequency_fraction,
+    psnr,
+    wilson_interval,
+)
+from flashvideo.evaluation.readers import agreement, read_clip
+from flashvideo.pipelines.loading import load_pipeline
+from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.vae import decode_latents, encode_pixels
+from flashvideo.video import resize_video
+
+Record = dict[str, float]
+Section = Callable[[FlashVideoPipeline, int], Record]
+FIRST_SEED = 1_000_000_000
+"""Seeds from here on belong to evaluation; training derives its own by hashing and never meets them."""
+STEP_COUNTS = (1, 2, 3, 4, 6, 8)
+NOISE_STEPS = (50, 100, 150, 200, 250, 300, 400, 500, 675)
+
+
+def held_out_scene(index: int) -> Scene:
+    """The scene of prompt `index`: a combination never trained on, one object, no pan."""
+    return sample_scene(FIRST_SEED + index, held_out=True, second_object=0.0, pan=0.0)
+
+
+def _generator(index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(FIRST_SEED + index)
+
+
+def _sizes(pipeline: FlashVideoPipeline) -> tuple[tuple[int, int], tuple[int, int]]:
+    preset = pipeline.preset
+    return (preset.stage1.height, preset.stage1.width), (preset.stage2.height, preset.stage2.width)
+
+
+def vae(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Reconstruction of a held-out full-size clip; every fourth is dead leaves, the others scenes."""
+    height, width = _sizes(pipeline)[1]
+    if index % 4 == 3:
+        truth = torch.from_numpy(render_leaves(FIRST_SEED + index, height=height, width=width))
+        kind = "natural"
+    else:
+        scene = sample_scene(FIRST_SEED + index, held_out=True)
+        truth, kind = torch.from_numpy(render(scene, height=height, width=width)), "world"
+    latents = encode_pixels(pipeline.vae, truth[None], scale=1.0)
+    result = decode_latents(pipeline.vae, latents, scale=1.0, clamp=True)[0].float()
+    return {
+        f"{kind}_psnr": _clip_psnr(result, truth),
+        f"{kind}_gradient_energy": gradient_energy_ratio(result, truth).item(),
+    }
+
+
+def _clip_psnr(result: Tensor, truth: Tensor) -> float:
+    """PSNR of the whole clip, from its mean squared error."""
+    return float(10 * torch.log10(4 / (result - truth).square().mean()))
+
+
+def previews(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Which attributes of a held-out prompt the readers find in its preview: 1 or 0 each, and all four."""
+    scene = held_out_scene(index)
+    result = pipeline(full_caption(scene), preview_only=True, generator=_generator(index), output_type="pt")
+    found = agreement(read_clip(result.preview_frames[0]), scene)
+    return {name: float(value) for name, value in found.items()} | {"all": float(all(found.values()))}
+
+
+def finals(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Whether Stage II keeps the preview's content: attributes read alike, and PSNR of the downsampled result."""
+    scene = held_out_scene(index)
+    result = pipeline(full_caption(scene), generator=_generator(index), output_type="pt")
+    preview, final = result.preview_frames[0].float(), result.frames[0].float()
+    before, after = vars(read_clip(preview)), vars(read_clip(final))
+    alike = {f"same_{name}": float(before[name] == after[name]) for name in before}
+    return alike | {
+        "same_attributes": float(np.mean(list(alike.values()))),
+        "fidelity": downsampled_psnr(final, preview).mean().item(),
+    }
+
+
+def upscale(clip: Tensor, height: int, width: int, method: str) -> Tensor:
+    """A classical upscaler: "bilinear", "bicubic" or "lanczos"; clip (F, 3, h, w) to (F, 3, height, width)."""
+    if method == "lanczos":
+        planes = [
+            [np.asarray(Image.fromarray(c.numpy()).resize((width, height), Image.Resampling.LANCZOS)) for c in frame]
+            for frame in clip.float()
+        ]
+        return torch.from_numpy(np.array(planes)).clamp(-1, 1)
+    return F.interpolate(clip.float(), size=(height, width), mode=method, align_corners=False).clamp(-1, 1)
+
+
+def compare(result: Tensor, truth: Tensor, edges: Tensor | None = None) -> Record:
+    """All with-reference figures of one clip against its truth; spatial ones on every fourth frame."""
+    some, true = result[::4], truth[::4]
+    figures = {
+        "psnr": psnr(some, true).mean().item(),
+        "gmsd": gmsd(some, true).mean().item(),
+        "filter_bank": filter_bank_distance(some, true).mean().item(),
+        "gradient_energy": gradient_energy_ratio(result, truth).item(),
+        "frame_difference": frame_difference_error(result, truth).item(),
+    }
+    if edges is not None:
+        figures["edge_psnr"] = edge_psnr(some, true, edges[::4]).mean().item()
+    return figures
+
+
+def _pair(pipeline: FlashVideoPipeline, index: int) -> tuple[Scene, Tensor, Tensor, Tensor]:
+    """A held-out scene, its exact small and full-size renderings, and where its object's edges are."""
+    small_size, size = _sizes(pipeline)
+    scene = sample_scene(FIRST_SEED + index, held_out=True)
+    low = torch.from_numpy(render(scene, height=small_size[0], width=small_size[1]))
+    truth = torch.from_numpy(render(scene, height=size[0], width=size[1]))
+    mask = torch.from_numpy(object_mask(scene, height=size[0], width=size[1]))
+    near = F.max_pool2d(mask, 7, 1, 3) - -F.max_pool2d(-mask, 7, 1, 3)
+    return scene, low, truth, near > 0.5
+
+
+def pairs(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Stage II and the classical upscalers on an exact pair, prompt given."""
+    scene, low, truth, edges = _pair(pipeline, index)
+    result = pipeline.stage2(low[None], full_caption(scene), generator=_generator(index), output_type="pt")
+    outputs = {"stage2": result.frames[0].float()}
+    outputs |= {m: upscale(low, *truth.shape[-2:], m) for m in ("bicubic", "lanczos")}
+    record = {
+        f"{name}_{key}": value
+        for name, output in outputs.items()
+        for key, value in compare(output, truth, edges).items()
+    }
+    record["stage2_fidelity"] = downsampled_psnr(outputs["stage2"], low).mean().item()
+    record["truth_high_frequency"] = high_frequency_fraction(truth[::8]).mean().item()
+    return record
+
+
+def steps(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Quality over the number of Stage II steps, on an exact pair."""
+    return _sweep(pipeline, index, "num_inference_steps", STEP_COUNTS)
+
+
+def noise(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Quality over the step of the latent degradation, on an exact pair (the manner of the paper's Table 10)."""
+    return _sweep(pipeline, index, "noise_step", NOISE_STEPS)
+
+
+def _sweep(pipeline: FlashVideoPipeline, index: int, argument: str, values: tuple[int, ...]) -> Record:
+    scene, low, truth, edges = _pair(pipeline, index)
+    record: Record = {}
+    for value in values:
+        options: dict[str, Any] = {argument: value}
+        result = pipeline.stage2(
+            low[None], full_caption(scene), generator=_generator(index), output_type="pt", **options
+        )
+        figures = compare(result.frames[0].float(), truth, edges)
+        record |= {f"{value}_{key}": figure for key, figure in figures.items()}
+        record[f"{value}_fidelity"] = downsampled_psnr(result.frames[0].float(), low).mean().item()
+    return record
+
+
+def guidance(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Prompt fidelity of the preview over the Stage I guidance scale."""
+    scene = held_out_scene(10_000 + index)
+    record: Record = {}
+    for scale in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
+        result = pipeline.stage1(
+            full_caption(scene), guidance_scale=scale, generator=_generator(index), output_type="pt"
+        )
+        found = agreement(read_clip(result.frames[0]), scene)
+        record |= {f"{scale:g}_{name}": float(value) for name, value in found.items()}
+        record[f"{scale:g}_all"] = float(all(found.values()))
+    return record
+
+
+SECTIONS: Mapping[str, tuple[Section, int]] = {
+    "vae": (vae, 12),
+    "previews": (previews, 256),
+    "finals": (finals, 64),
+    "pairs": (pairs, 24),
+    "steps": (steps, 8),
+    "noise": (noise, 6),
+    "guidance": (guidance, 48),
+}
+"""What can be measured, and on how many clips by default."""
+
+
+def run_suite(
+    pipeline: FlashVideoPipeline, output: Path, sections: Mapping[str, int], *, progress: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Measure sections, continuing what `output` already holds.
+
+    Args:
+        pipeline: the model.
+        output: a JSON file; every finished record is in it at once.
+        sections: which ones, and on how many clips.
+        progress: show a bar.
+
+    Returns:
+        The summary, which the file holds too.
+    """
+    data: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"records": {}}
+    for name, count in sections.items():
+        measure = SECTIONS[name][0]
+        records = data["records"].setdefault(name, [])
+        for index in tqdm(range(len(records), count), desc=name, disable=not progress):
+            started = time.perf_counter()
+            with torch.no_grad():
+                record = measure(pipeline, index)
+            records.append(record | {"seconds": time.perf_counter() - started})
+            data["summary"] = {n: summarise(r) for n, r in data["records"].items()}
+            _write(output, data)
+    return data.get("summary", {})
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def summarise(records: list[Record]) -> dict[str, dict[str, float]]:
+    """Mean, 95 % interval and count of each figure: Wilson's interval for shares of 0 and 1, else the bootstrap."""
+    summary = {}
+    for name in sorted({key for record in records for key in record}):
+        values = [record[name] for record in records if name in record]
+        if set(values) <= {0.0, 1.0}:
+            low, high = wilson_interval(int(sum(values)), len(values))
+        else:
+            low, high = bootstrap_interval(values) if len(values) > 1 else (values[0], values[0])
+        summary[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "count": len(values)}
+    return summary
+
+
+def main() -> None:
+    """Command line of the suite."""
+    parser = argparse.ArgumentParser(description="Measure a model on the procedural world.")
+    parser.add_argument("--model", default="nano", help="nano, or a model folder")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; continued if it exists")
+    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
+    parser.add_argument("--count", type=int, help="clips per section; each section's own number by default")
+    arguments = parser.parse_args()
+    pipeline = load_pipeline(arguments.model)
+    pipeline.set_progress_bar_config(disable=True)
+    counts = {name: arguments.count or SECTIONS[name][1] for name in arguments.sections}
+    summary = run_suite(pipeline, arguments.output, counts)
+    for section in arguments.sections:
+        for name, value in summary[section].items():
+            print(f"{section:10} {name:28} {value['mean']:9.4f}  [{value['low']:.4f}, {value['high']:.4f}]")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
