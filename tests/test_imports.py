@@ -5,6 +5,7 @@ as long as no circle comes about; the rooms of layer 3 may not.
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,14 +70,17 @@ def imported_modules(module: str, path: Path, tree: ast.AST | None = None) -> It
                 yield full if full in MODULES else base
 
 
-def room_imports() -> Iterator[tuple[str, str, str]]:
+@functools.cache
+def room_imports() -> list[tuple[str, str, str]]:
     """(module, its room, room it imports) for every import of one room by another."""
+    found = []
     for module, path in MODULES.items():
         room = room_of(module)
         for imported in set(imported_modules(module, path)):
             other = room_of(imported) if imported.startswith(PACKAGE + ".") else None
             if room and other and other != room:
-                yield module, room, other
+                found.append((module, room, other))
+    return found
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != PACKAGE])

@@ -24,6 +24,7 @@ from flashvideo.video import (
     side_by_side,
     to_uint8,
     write_video,
+    writing,
 )
 
 SUFFIXES = [".mp4", ".mov", ".mkv", ".webm"]
@@ -366,15 +367,18 @@ def test_a_file_that_is_cut_off_says_how_many_frames_are_left(tmp_path, noise, s
     assert read_video(short, num_frames=left).frames.shape[0] == left
 
 
-def test_streaming_a_file_that_is_cut_off_gives_the_whole_frames_first(tmp_path, noise):
+def test_of_a_file_that_is_cut_off_every_whole_frame_is_streamed_first(tmp_path, noise):
     path = write_video(tmp_path / "clip.mp4", noise, frame_rate=8)
     whole = read_video(path).frames
+    short = cut(path, 0.6)
+    with av.open(str(path)) as container:
+        entries = container.streams.video[0].index_entries
+        left = sum(entry.pos + entry.size <= short.stat().st_size for entry in entries)
     frames = []
     with pytest.raises(VideoError, match="cut off"):
-        frames.extend(iter_frames(cut(path, 0.5)))
-    stream = iter_frames(cut(path, 0.5))
-    first = next(stream)
-    assert torch.equal(first, whole[0])
+        frames.extend(iter_frames(short))
+    assert len(frames) == left
+    assert torch.equal(torch.stack(frames), whole[:left])
 
 
 def test_damage_in_the_middle_is_one_clear_sentence(tmp_path, noise):
@@ -417,6 +421,14 @@ def test_an_output_that_cannot_be_created_is_refused(tmp_path, clip, monkeypatch
     assert "cannot be written: Permission denied" in message_of(
         write_video, tmp_path / "clip.mp4", clip, frame_rate=8
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_encoder_is_named(tmp_path, clip, monkeypatch):
+    monkeypatch.setitem(writing._CONTAINERS, ".mp4", ("mp4", "libnone"))
+    monkeypatch.setitem(writing._MAX_CRF, "libnone", 51)
+    monkeypatch.setitem(writing._ENCODER_OPTIONS, "libnone", {})
+    assert "needs the encoder libnone" in message_of(write_video, tmp_path / "a.mp4", clip, frame_rate=8)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,7 +46,18 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another_video(genera
 
 
 def test_the_file_says_how_it_was_made(generate, tmp_path):
-    settings = ["--steps", 3, "--detail-steps", 1, "--noise-step", 99, "--guidance", 2, "--detail-guidance", 1.5]
+    settings = [
+        "--steps",
+        3,
+        "--detail-steps",
+        1,
+        "--noise-step",
+        99,
+        "--guidance",
+        2,
+        "--detail-guidance",
+        1.5,
+    ]
     generate(PROMPT, "-o", tmp_path / "out.mp4", "--seed", 5, *settings)
     note = read_metadata(tmp_path / "out.mp4")
     assert note["ai_generated"] is True
@@ -193,7 +204,9 @@ def test_a_preview_whose_video_cannot_be_written_leaves_no_latents(generate, tmp
     ],
     ids=["odd size", "48 frames", "unknown device", "unknown dtype"],
 )
-def test_what_the_model_cannot_do_is_refused_with_what_it_can(call, toy_model, refusal, tmp_path, words, sentence):
+def test_what_the_model_cannot_do_is_refused_with_what_it_can(
+    call, toy_model, refusal, tmp_path, words, sentence
+):
     said = refusal(call, "generate", PROMPT, "-o", tmp_path / "out.mp4", "--model", toy_model, *words)
     assert_matches(said, sentence)
 
@@ -202,26 +215,46 @@ def test_what_the_model_cannot_do_is_refused_with_what_it_can(call, toy_model, r
     ("words", "sentence"),
     [
         ([PROMPT, "-o", "out.mp4", "--steps", "0"], "--steps: must be a whole number of at least 1, got '0'"),
-        ([PROMPT, "-o", "out.mp4", "--size", "640"], "--size: must be WIDTHxHEIGHT such as 640x384, got '640'"),
-        ([PROMPT, "-o", "out.mp4", "--size", "0x0"], "--size: must be WIDTHxHEIGHT such as 640x384, got '0x0'"),
-        ([PROMPT, "-o", "out.mp4", "--guidance", "nan"], "--guidance: must be a number of at least 1, got 'nan'"),
-        ([PROMPT, "-o", "out.mp4", "--noise-step", "1000"], "--noise-step: must be .* from 0 to 999, got '1000'"),
+        (
+            [PROMPT, "-o", "out.mp4", "--size", "640"],
+            "--size: must be WIDTHxHEIGHT such as 640x384, got '640'",
+        ),
+        (
+            [PROMPT, "-o", "out.mp4", "--size", "0x0"],
+            "--size: must be WIDTHxHEIGHT such as 640x384, got '0x0'",
+        ),
+        (
+            [PROMPT, "-o", "out.mp4", "--guidance", "nan"],
+            "--guidance: must be a number of at least 1, got 'nan'",
+        ),
+        (
+            [PROMPT, "-o", "out.mp4", "--noise-step", "1000"],
+            "--noise-step: must be .* from 0 to 999, got '1000'",
+        ),
         ([PROMPT, "-o", "out.mp4", "--seed", "-1"], "--seed: must be a whole number from 0 to"),
         (["", "-o", "out.mp4"], "PROMPT: must not be empty"),
         ([" \n", "-o", "out.mp4"], "PROMPT: must not be empty"),
         (["-o", "out.mp4"], "needs a PROMPT"),
         ([PROMPT], "needs -o OUT"),
         ([PROMPT, "--preview-only"], "needs -o OUT for the video, or --preview FILE"),
-        ([PROMPT, "-o", "a.mp4", "--preview", "./a.mp4"], "a.mp4 is written already and would be overwritten"),
+        (
+            [PROMPT, "-o", "a.mp4", "--preview", "./a.mp4"],
+            "a.mp4 is written already and would be overwritten",
+        ),
         (["--from-preview", "in.mp4"], "needs -o OUT"),
         (["--from-preview", "in.mp4", "-o", "in.mp4"], "in.mp4 is read and would be overwritten"),
         (["--from-preview", "in.mp4", "-o", "a.mp4", "--previews", "2"], "--previews is of the preview"),
-        (["--from-preview", "in.mp4", "-o", "a.mp4", "--steps", "2", "--detail-steps", "2"], "give one of the two"),
+        (
+            ["--from-preview", "in.mp4", "-o", "a.mp4", "--steps", "2", "--detail-steps", "2"],
+            "give one of the two",
+        ),
         ([PROMPT, "-o", "out.mp4", "--fps", "8"], "unrecognized arguments: --fps 8"),
         ([PROMPT, "-o", "out.mp4", "seed=3"], "unrecognized arguments: seed=3"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_exit_2(call, refusal, video_file, tmp_path, monkeypatch, words, sentence):
+def test_wrong_usage_is_one_sentence_and_exit_2(
+    call, refusal, video_file, tmp_path, monkeypatch, words, sentence
+):
     monkeypatch.chdir(tmp_path)
     video_file("in.mp4")
     assert_matches(refusal(call, "generate", *words, code=2), sentence)

@@ -10,7 +10,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_python_in_readme_writes_a_video_of_the_models_size(pipeline, monkeypatch, tmp_path):
-    (block,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     monkeypatch.setattr(flashvideo, "load_pipeline", {"nano": pipeline}.__getitem__)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})

@@ -218,8 +218,7 @@ def test_a_callback_sees_every_step_of_every_window(stage2, clip, generator):
         return tensors
 
     stage2(clip, height=16, width=24, generator=generator, output_type="pt", callback_on_step_end=watch)
-    assert seen == [0, 1, 0, 1, 0, 1][: len(seen)]
-    assert len(seen) > 2
+    assert seen == [0, 1, 0, 1]  # two windows of two steps
 
 
 def test_an_interruption_ends_the_video_after_its_window(stage2, clip, generator):

@@ -36,9 +36,9 @@ class Background:
 
 def _grass(x: Array, y: Array, pixel: float, seed: int) -> Array:
     lean = x + 0.15 * y
-    blades = sample_noise(lean, y, pixel, period=0.012, slope=0.25, seed=seed, stretch=2.6)
+    blades = sample_noise(lean, y, pixel, period=0.0145, slope=0.0, seed=seed, stretch=1.8)
     tufts = sample_noise(x, y, pixel, period=0.05, slope=0.6, seed=seed + 1)
-    return 1 + 0.17 * np.clip(blades, -2, 2) + 0.03 * tufts
+    return 1 + 0.13 * np.clip(blades, -2, 2) + 0.015 * tufts
 
 
 def _bricks(x: Array, y: Array, pixel: float, seed: int) -> Array:
@@ -49,35 +49,35 @@ def _bricks(x: Array, y: Array, pixel: float, seed: int) -> Array:
     dy = (0.5 - np.abs(y / height - row - 0.5)) * height
     dx = (0.5 - np.abs(u - column - 0.5)) * width
     joint = edge(np.minimum(dx, dy) - mortar / 2, pixel)
-    tone = 0.94 + 0.08 * hash01(row, column, seed) + 0.06 * sample_noise(x, y, pixel, period=0.012, seed=seed)
+    tone = 0.94 + 0.06 * hash01(row, column, seed) + 0.04 * sample_noise(x, y, pixel, period=0.018, seed=seed)
     return tone * (1 - joint) + 1.38 * joint
 
 
 def _checks(x: Array, y: Array, pixel: float, seed: int) -> Array:
     board = checker(x + seed % 83 / 83, y + seed % 61 / 61, 0.12, pixel)
-    weave = wave((x + y) / 0.017, 0.017, pixel) + wave((x - y) / 0.017, 0.017, pixel)
-    return 1 + 0.10 * board + 0.09 * weave
+    weave = wave((x + y) / 0.0195, 0.0138, pixel) + wave((x - y) / 0.0195, 0.0138, pixel)
+    return 1 + 0.06 * board + 0.08 * weave
 
 
 def _waves(x: Array, y: Array, pixel: float, seed: int) -> Array:
     p = seed % 89 / 89
     bend = 0.012 * np.sin(2 * np.pi * (x / 0.31 + p)) + 0.006 * np.sin(2 * np.pi * (x / 0.13 + 2 * p))
     crest = stripes(y + bend + p, 0.062, pixel)
-    ripple = wave((y + 1.6 * bend) / 0.0155, 0.0155, pixel)
-    return 1 + 0.10 * crest + 0.13 * ripple
+    ripple = wave((y + 1.6 * bend) / 0.0175, 0.0175, pixel)
+    return 1 + 0.08 * crest + 0.11 * ripple
 
 
 def _sky(x: Array, y: Array, pixel: float, seed: int) -> Array:
-    clouds = sample_noise(x, y, pixel, period=0.09, slope=1.0, seed=seed, stretch=0.6)
-    wisps = sample_noise(x, y + 0.08 * x, pixel, period=0.014, slope=0.3, seed=seed + 1, stretch=0.4)
-    return 1.0 + 0.035 * clouds + 0.055 * wisps - 0.04 * (y - 0.5)
+    clouds = sample_noise(x, y, pixel, period=0.12, slope=1.0, seed=seed, stretch=0.6)
+    wisps = sample_noise(x, y + 0.08 * x, pixel, period=0.036, slope=0.0, seed=seed + 1, stretch=0.4)
+    return 1.0 + 0.016 * clouds + 0.05 * wisps - 0.02 * (y - 0.5)
 
 
 def _sand(x: Array, y: Array, pixel: float, seed: int) -> Array:
     p = seed % 71 / 71
     ripple = np.sin(2 * np.pi * (y / 0.075 + 0.35 * np.sin(2 * np.pi * (x / 0.5 + p)) + p))
-    grain = sample_noise(x, y, pixel, period=0.010, slope=0.2, seed=seed)
-    return 1 + 0.05 * ripple + 0.10 * np.clip(grain, -2.2, 2.2)
+    grain = sample_noise(x, y, pixel, period=0.017, slope=0.1, seed=seed)
+    return 1 + 0.04 * ripple + 0.08 * np.clip(grain, -2.2, 2.2)
 
 
 def _wood(x: Array, y: Array, pixel: float, seed: int) -> Array:
@@ -86,9 +86,9 @@ def _wood(x: Array, y: Array, pixel: float, seed: int) -> Array:
     plank = np.floor((y + p) / 0.25)
     seam = edge(np.abs((y + p) / 0.25 - plank - 0.5) * -0.25 + 0.12, pixel)
     v = y + warp * (1 + 0.5 * (plank % 2)) + 0.37 * plank
-    grain = wave(v / 0.0185 + 0.7 * np.sin(2 * np.pi * v / 0.09), 0.0185, pixel, sharpness=2.0)
-    fibre = sample_noise(x, y, pixel, period=0.011, slope=0.2, seed=seed, stretch=0.2)
-    return (1 + 0.15 * grain + 0.06 * fibre) * (1 - 0.45 * seam)
+    grain = wave(v / 0.0185 + 0.7 * np.sin(2 * np.pi * v / 0.09), 0.0185, pixel)
+    fibre = sample_noise(x, y, pixel, period=0.09, slope=0.2, seed=seed, stretch=0.2)
+    return (1 + 0.14 * grain + 0.04 * fibre) * (1 - 0.3 * seam)
 
 
 def _night(x: Array, y: Array, pixel: float, seed: int) -> Array:
@@ -101,8 +101,8 @@ def _night(x: Array, y: Array, pixel: float, seed: int) -> Array:
     # A star smaller than a pixel keeps its light: wider, dimmer.
     width = np.maximum(size, 0.6 * pixel)
     star = np.clip(1.2 - distance / width, 0, 1) * (size / width) ** 2 * (hash01(i, j, seed + 3) < 0.6)
-    haze = sample_noise(x, y, pixel, period=0.016, slope=0.5, seed=seed)
-    return 1 + 0.12 * haze + 3.4 * star
+    haze = sample_noise(x, y, pixel, period=0.0175, slope=0.3, seed=seed)
+    return 1 + 0.12 * haze + 3.0 * star
 
 
 BACKGROUNDS: dict[str, Background] = {

@@ -137,7 +137,7 @@ def sample_scene(
         tone=(float(rng.uniform(-6, 6)), float(rng.uniform(-0.04, 0.04)), float(rng.uniform(-0.04, 0.04))),
         things=things,
         relation=relation,
-        pan=float(rng.choice((-1, 1)) * rng.uniform(0.2, 0.4)) if rng.random() < pan else 0.0,
+        pan=float(rng.choice((-1, 1)) * rng.uniform(0.08, 0.16)) if rng.random() < pan else 0.0,
         seed=int(rng.integers(1 << 30)),
     )
 
@@ -169,8 +169,8 @@ def _place(
     )
     x, y = x + float(rng.uniform(-0.05, 0.05)), y + float(rng.uniform(-0.03, 0.03))
     far = relation is None
-    dx = ASPECT * float(rng.uniform(0.28, 0.36) if far else rng.uniform(0.16, 0.2))
-    dy = float(rng.uniform(0.28, 0.36) if far else rng.uniform(0.21, 0.24))
+    dx = ASPECT * float(rng.uniform(0.18, 0.23) if far else rng.uniform(0.16, 0.18))
+    dy = float(rng.uniform(0.22, 0.27) if far else rng.uniform(0.21, 0.23))
     start, stop = (x, y), (x, y)
     sizes, angles, bounce = (side, side), (0.0, 0.0), (0.0, 0.0)
     if motion in ("moving left", "moving right"):
@@ -184,12 +184,12 @@ def _place(
         small, large = side / np.sqrt(ratio), side * np.sqrt(ratio)
         sizes = (small, large) if motion == "growing" else (large, small)
     elif motion == "spinning":
-        # Over a whole clip of 2 s; 8 frames see half of it, under a quarter turn.
-        turn = float(np.deg2rad(rng.uniform(105, 165)) * rng.choice((-1, 1)))
+        # Over a whole clip of 2 s: 8 frames see half of it.
+        turn = float(np.deg2rad(rng.uniform(75, 110)) * rng.choice((-1, 1)))
         angles = (float(rng.uniform(-0.4, 0.4)),) * 2
         angles = (angles[0], angles[0] + turn)
     elif motion == "bouncing":
-        bounce = (dy, 2.0)
+        bounce = (dy, 1.0)
         start, stop = (x, y + dy / 2), (x, y + dy / 2)
     if motion != "spinning":
         lean = float(rng.uniform(-0.1, 0.1))

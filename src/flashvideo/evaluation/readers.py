@@ -249,7 +249,7 @@ def read_motion(masks: Array) -> str:
         return NOTHING
     area, y, x = course.T
     time = np.linspace(0, 1, len(y))
-    hop = -np.abs(np.sin(2 * np.pi * time))
+    hop = -np.sin(np.pi * time)
     hop -= hop.mean()
     swing = float((hop * (y - y.mean())).sum() / (hop**2).sum())
     residual = y - y.mean() - swing * hop
@@ -258,10 +258,10 @@ def read_motion(masks: Array) -> str:
     growth = float(np.log(area[-end:].mean() / area[:end].mean()))
     if swing > 0.12 and residual.std() < 0.6 * y.std() and abs(dy) < 0.5 * swing:
         return "bouncing"
-    if max(abs(dx) / 1.3, abs(dy)) > 0.13:
-        if abs(dx) / 1.3 > abs(dy):
+    if max(abs(dx) / 1.4, abs(dy)) > 0.11:
+        if abs(dx) / 1.4 > abs(dy):
             return "moving right" if dx > 0 else "moving left"
         return "moving down" if dy > 0 else "moving up"
     if abs(growth) > np.log(1.4):
         return "growing" if growth > 0 else "shrinking"
-    return "spinning" if abs(_rotation(masks)) > 40 else NOTHING
+    return "spinning" if abs(_rotation(masks)) > 30 else NOTHING

@@ -56,7 +56,7 @@ class CaptionedCrops(Dataset):
         h, w = phase.crops[index // phase.batch % len(phase.crops)]
         if rng.random() < phase.natural:
             return torch.from_numpy(render_leaves(seed, height=h, width=w, num_frames=phase.frames)), ""
-        scene = sample_scene(seed, pan=0.2)
+        scene = sample_scene(seed, pan=0.15)
         height, width = self.size
         # Multiples of 16 keep crops on the grid of the tokens that they would be in a whole frame.
         top = int((height - h) * rng.beta(1.5, 1.5)) // 16 * 16

@@ -39,7 +39,7 @@ class Crops(Dataset):
         h, w = self.crop
         if rng.random() < self.natural:
             return torch.from_numpy(render_leaves(seed, height=h, width=w, num_frames=self.frames))
-        scene = sample_scene(seed, pan=0.3)
+        scene = sample_scene(seed, pan=0.15)
         scale = float(rng.choice((0.25, 0.5, 1.0), p=(0.25, 0.1, 0.65)))
         height, width = max(h, int(FULL_SIZE[0] * scale)), max(w, int(FULL_SIZE[1] * scale))
         # Crops lean to the middle, where the objects are.

@@ -5,9 +5,8 @@ Paper, section 3.2: before it is enhanced, the Stage I video is resized bilinear
 Shapes: F frames, H height, W width.
 """
 
-import math
-
 import torch
+from einops import rearrange
 from PIL import Image
 
 
@@ -72,12 +71,11 @@ def contact_sheet(frames: torch.Tensor, columns: int) -> Image.Image:
     _check_clip("frames", frames)
     if columns < 1:
         raise ValueError(f"columns must be 1 or more, got {columns}")
-    num_frames, _, height, width = frames.shape
-    rows = math.ceil(num_frames / columns)
-    cells = torch.zeros(rows * columns, 3, height, width, dtype=torch.uint8)
-    cells[:num_frames] = to_uint8(frames)
-    sheet = cells.reshape(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)  # (rows, H, columns, W, 3)
-    return Image.fromarray(sheet.reshape(rows * height, columns * width, 3).numpy())
+    levels = to_uint8(frames).cpu()
+    num_missing = -len(levels) % columns
+    cells = torch.cat([levels, levels.new_zeros(num_missing, *levels.shape[1:])])
+    sheet = rearrange(cells, "(rows columns) c h w -> (rows h) (columns w) c", columns=columns)
+    return Image.fromarray(sheet.numpy())
 
 
 def side_by_side(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

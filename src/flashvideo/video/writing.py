@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import torch
+from av.codec.codec import UnknownCodecError
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -74,12 +75,9 @@ def write_video(
         raise VideoError(f"crf must lie between 0 and {_MAX_CRF[codec]} for {codec}, got {crf}")
     if not 0 < frame_rate < math.inf:
         raise VideoError(f"frame_rate must be greater than 0, got {frame_rate}")
-    # 1001 is the largest denominator in use, as in 30000/1001
-    rate = (
-        Fraction(frame_rate).limit_denominator(1001)
-        if isinstance(frame_rate, float)
-        else Fraction(frame_rate)
-    )
+    rate = Fraction(frame_rate)
+    if isinstance(frame_rate, float):
+        rate = rate.limit_denominator(1001)  # the largest denominator in use, as in 30000/1001
     comment = None if metadata is None else json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
     with _atomic(target) as temporary:
         encoder = _Encoder(temporary, target, container_name, codec, rate=rate, comment=comment, crf=crf)
@@ -152,11 +150,15 @@ class _Encoder:
         if self.comment is not None:
             self.container.metadata["comment"] = self.comment
         options = {"crf": str(self.crf), **_ENCODER_OPTIONS[self.codec]}
-        stream = self.container.add_stream(self.codec, rate=self.rate, options=options)
+        try:
+            stream = self.container.add_stream(self.codec, rate=self.rate, options=options)
+        except UnknownCodecError:
+            raise VideoError(
+                f"{self.target} needs the encoder {self.codec}, which this FFmpeg lacks; install PyAV from PyPI"
+            ) from None
         assert isinstance(stream, VideoStream)
         stream.width, stream.height = width, height
         stream.pix_fmt = self.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        stream.bit_rate = 0  # quality is set by crf alone
         declare_colour(stream)
         self.stream = stream
 

@@ -1,0 +1,10 @@
+"""A video from a prompt: both stages in one call."""
+
+import torch
+
+from flashvideo import load_pipeline, write_video
+
+pipeline = load_pipeline("nano")
+generator = torch.Generator().manual_seed(0)
+result = pipeline("a red circle moves left", generator=generator, output_type="pt")
+write_video("circle.mp4", result.frames[0], frame_rate=pipeline.preset.stage1.frame_rate)

@@ -1,0 +1,123 @@
+"""`flashvideo train`: from a recipe to the loop, with a task of one small layer in place of a model."""
+
+import json
+import re
+
+import pytest
+import torch
+
+RECIPE = """
+task: vae
+output: {output}
+workers: 0
+bf16: false
+model: {{}}
+phases:
+  - {{steps: 3, batch: 2, frames: 1, learning_rate: 0.1, crop: [8, 8]}}
+"""
+
+
+class TinyTask:
+    """Fits a line."""
+
+    def __init__(self, stop_at=None):
+        self.modules = torch.nn.ModuleDict({"line": torch.nn.Linear(1, 1)})
+        self.stop_at, self.steps = stop_at, 0
+
+    def dataset(self, phase_index):
+        return [torch.tensor([float(i)]) for i in range(100)]
+
+    def loss(self, batch, phase_index, generator):
+        if self.steps == self.stop_at:
+            raise KeyboardInterrupt
+        self.steps += 1
+        return (self.modules["line"](batch) - 2 * batch).square().mean(), {}
+
+    def validate(self):
+        return {"error": 0.0}
+
+    def save(self, folder):
+        (folder / "trained.txt").write_text("trained")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(output=tmp_path / "runs" / "line"))
+    return path
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """`task(stop_at)` is what the next training trains."""
+
+    def use(stop_at=None):
+        tiny = TinyTask(stop_at)
+        monkeypatch.setattr("flashvideo.cli.train.build_task", lambda recipe, device: tiny)
+        return tiny
+
+    return use
+
+
+def test_a_recipe_is_run_to_its_end(call, recipe, task, tmp_path):
+    tiny = task()
+    outcome = call("train", recipe, "--device", "cpu", "--json")
+    assert outcome.code == 0, outcome.err
+    data = json.loads(outcome.out)
+    assert (data["output"], data["task"]) == (str(tmp_path / "runs" / "line"), "vae")
+    assert tiny.steps == 3
+    assert (tmp_path / "runs" / "line" / "trained.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "order", [["phases.0.steps=2", "--threads", 1], ["--threads", 1, "phases.0.steps=2"]]
+)
+def test_values_of_the_recipe_are_replaced_before_or_behind_options(call, recipe, task, order):
+    tiny = task()
+    assert call("train", recipe, *order, "--device", "cpu").code == 0
+    assert tiny.steps == 2
+
+
+def test_an_interrupted_training_is_saved_and_resumed(call, recipe, task):
+    task(stop_at=2)
+    outcome = call("train", recipe, "--device", "cpu")
+    assert outcome.code == 130
+    assert "stopped at step 2; saved to" in outcome.err.splitlines()[-1]
+    tiny = task()
+    assert call("train", recipe, "--device", "cpu", "--resume").code == 0
+    assert tiny.steps == 1
+
+
+def test_each_task_is_built_by_its_own_class():
+    from flashvideo.cli.train import _TASKS
+    from flashvideo.training.config import RECIPES
+
+    assert _TASKS.keys() == RECIPES.keys()
+    for module, name in _TASKS.values():
+        assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["missing.yaml"], "recipe must be a YAML file"),
+        (["recipe.yaml", "taks=vae"], "unknown key 'taks' in the recipe; did you mean 'task'"),
+        (["recipe.yaml", "task=film"], "task must be one of vae, stage1, stage2, got 'film'"),
+        (["recipe.yaml", "output=recipe.yaml/runs"], "output recipe.yaml/runs cannot be written"),
+        (["recipe.yaml", "--device", "toaster"], "device must be one of"),
+        (
+            ["stage2.yaml"],
+            "the recipe's vae must be a folder of trained weights, got nowhere; train it first",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(call, refusal, recipe, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        recipe.read_text()
+        .replace("task: vae", "task: stage2\nvae: nowhere")
+        .replace("crop: [8, 8]", "crops: [[8, 8]]")
+    )
+    (tmp_path / "stage2.yaml").write_text(text)
+    said = refusal(call, "train", *words)
+    assert re.search(sentence, said), said

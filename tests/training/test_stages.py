@@ -1,0 +1,169 @@
+"""Both stages' tasks at toy size: objectives, gradients, determinism, resumable data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from flashvideo.data.shapes_world import is_held_out
+from flashvideo.training.config import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
+from flashvideo.training.pool import build_pool, load_pool, pool_scene
+from flashvideo.training.stage1 import Stage1Task, held_out_scenes, sample_timesteps
+from flashvideo.training.stage2 import CaptionedCrops, Stage2Task
+
+CPU = torch.device("cpu")
+TRANSFORMER = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 16,
+    "in_channels": 8,
+    "out_channels": 8,
+    "time_embed_dim": 8,
+    "num_layers": 1,
+    "patch_size": 2,
+    "max_text_seq_length": 28,
+}
+TEXT = {"d_model": 12, "d_kv": 6, "num_heads": 2, "d_ff": 8, "num_layers": 1, "dropout_rate": 0.0}
+SIZE = (24, 40)
+
+
+@pytest.fixture
+def vae_folder(tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path) -> Path:
+    tiny_vae.save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+@pytest.fixture
+def stage1(vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage1Task:
+    monkeypatch.setattr("flashvideo.training.pool.SHARD", 4)
+    phase = Stage1Phase(steps=2, batch=4, frames=5, learning_rate=1e-3)
+    recipe = Stage1Recipe(
+        task="stage1",
+        output=str(tmp_path / "run"),
+        vae=str(vae_folder),
+        model=TRANSFORMER,
+        text=TEXT,
+        phases=(phase,),
+        size=SIZE,
+        cache_clips=8,
+        bf16=False,
+    )
+    return Stage1Task(recipe, CPU)
+
+
+@pytest.fixture
+def stage2(vae_folder: Path, tmp_path: Path) -> Stage2Task:
+    phase = Stage2Phase(steps=2, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), times_per_clip=3)
+    recipe = Stage2Recipe(
+        task="stage2",
+        output=str(tmp_path / "run"),
+        vae=str(vae_folder),
+        model=TRANSFORMER | {"text_embed_dim": 12, "noise_step_embed": True, "num_frames_embed": True},
+        phases=(phase,),
+        size=(96, 160),
+        bf16=False,
+    )
+    return Stage2Task(recipe, CPU)
+
+
+def _batch(task: Stage1Task | Stage2Task, count: int) -> tuple[torch.Tensor, list[str]]:
+    dataset = task.dataset(0)
+    samples = [dataset[i] for i in range(count)]
+    return torch.stack([s[0] for s in samples]), [s[1] for s in samples]
+
+
+def test_stage_1_loss_of_an_untrained_model_is_the_variance_of_v(stage1: Stage1Task) -> None:
+    latents, _ = batch = _batch(stage1, 8)
+    generator = torch.Generator().manual_seed(0)
+    losses = [stage1.loss(batch, 0, generator)[0].item() for _ in range(20)]
+    # The output starts at zero, so the loss is E v^2, between the latents' variance and the noise's, 1.
+    low, high = sorted((1.0, latents.float().square().mean().item()))
+    assert 0.9 * low < np.mean(losses) < 1.1 * high
+
+
+def test_stage_1_trains_transformer_and_text_encoder_together(stage1: Stage1Task) -> None:
+    for parameter in stage1.modules.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    stage1.loss(_batch(stage1, 4), 0, torch.Generator().manual_seed(0))[0].backward()
+    text = [p for p in stage1.modules["text_encoder"].parameters() if p.grad is not None and p.grad.any()]
+    assert text and not any(p.requires_grad for p in stage1.vae.parameters())
+
+
+def test_stage_1_samples_have_the_size_of_a_preview_and_follow_the_seed(stage1: Stage1Task) -> None:
+    options = {"steps": 2, "guidance": 2.0, "frames": 5}
+    first, again = (stage1.sample(["a red ball"], seed=1, **options) for _ in range(2))
+    assert first.shape == (1, 5, 3, *SIZE)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, stage1.sample(["a red ball"], seed=2, **options))
+
+
+def test_an_epoch_uses_every_clip_once_and_captions_change_between_epochs(stage1: Stage1Task) -> None:
+    dataset = stage1.dataset(0)
+    first, second = ([dataset[i] for i in range(e * 8, e * 8 + 8)] for e in range(2))
+    sums = [sorted(float(x.float().sum()) for x, _ in epoch) for epoch in (first, second)]
+    assert sums[0] == sums[1]
+    assert {t for _, t in first} != {t for _, t in second}
+
+
+def test_no_pool_clip_shows_a_held_out_combination_and_every_prompt_of_the_judge_does() -> None:
+    assert not any(is_held_out(*pool_scene(2, i).combination) for i in range(300))
+    assert all(is_held_out(*s.combination) for s in held_out_scenes(50))
+
+
+def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
+    tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashvideo.training.pool.SHARD", 2)
+    options = {"seed": 1, "count": 4, "size": SIZE, "bf16": False}
+    build_pool(tmp_path, tiny_vae, **options)
+    whole = load_pool(tmp_path, 4)
+    (tmp_path / "00001.safetensors").unlink()
+    build_pool(tmp_path, tiny_vae, **options)
+    assert torch.equal(whole, load_pool(tmp_path, 4))
+    with torch.no_grad():
+        next(tiny_vae.parameters()).add_(1)
+    with pytest.raises(ValueError, match="another VAE"):
+        build_pool(tmp_path, tiny_vae, **options)
+
+
+def test_the_timestep_density_leans_to_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    uniform, shifted = (sample_timesteps(2000, p, generator).float() for p in (1.0, 2.5))
+    assert uniform.mean() == pytest.approx(499.5, abs=2)
+    # E k = 999 (1 - 1 / (p + 1))
+    assert shifted.mean() == pytest.approx(999 * (1 - 1 / 3.5), abs=2)
+    assert shifted.min() >= 0 and shifted.max() <= 999
+
+
+def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(stage2: Stage2Task) -> None:
+    loss, _ = stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))
+    assert torch.isfinite(loss) and loss.item() > 0
+    loss.backward()
+    assert stage2.modules["transformer"].proj_out.weight.grad.any()
+
+
+def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> None:
+    pixels, _ = _batch(stage2, 1)
+    losses = [
+        stage2.loss((pixels, [text]), 0, torch.Generator().manual_seed(0))[0].item() for text in ("", "a red ball")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_stage_2_enhances_to_scale_times_the_size(stage2: Stage2Task) -> None:
+    low = torch.zeros(1, 5, 3, 8, 12)
+    assert stage2.enhance(low, steps=2, noise_step=250).shape == (1, 5, 3, 32, 48)
+
+
+def test_crops_of_one_batch_share_their_size_and_batches_alternate() -> None:
+    phase = Stage2Phase(
+        steps=2, batch=2, frames=5, learning_rate=1e-3, crops=((16, 16), (32, 48)), natural=0.5
+    )
+    dataset = CaptionedCrops(0, phase, (96, 160))
+    assert [tuple(dataset[i][0].shape[-2:]) for i in range(6)] == [(16, 16)] * 2 + [(32, 48)] * 2 + [(16, 16)] * 2
+
+
+def test_natural_clips_come_without_a_caption() -> None:
+    natural = Stage2Phase(steps=1, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), natural=1.0)
+    assert CaptionedCrops(0, natural, (96, 160))[0][1] == ""
