@@ -254,6 +254,16 @@ def test_two_waves_share_by_their_energies():
     )
 
 
+def test_the_finest_stripes_count_once():
+    stripes = grey(
+        0.3 * (-1.0) ** torch.arange(128).expand(128, 128)
+    )  # a mean square of 0.3^2, not half of it
+    both = grating(20, 90, amplitude=0.6) + stripes
+    assert metrics.high_frequency_fraction(both).item() == pytest.approx(
+        0.3**2 / (0.6**2 / 2 + 0.3**2), abs=0.005
+    )
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("size", [(256, 256), (255, 257)])
 def test_white_noise_fills_the_spectrum_evenly(factor, size):

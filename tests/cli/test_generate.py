@@ -92,7 +92,7 @@ def test_words_that_the_model_has_never_seen_are_named_once(generate, tmp_path):
 
 def test_progress_shows_each_step_and_the_time_left(generate, tmp_path):
     outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", "--progress")
-    assert "step 1/2" in outcome.err
+    assert "step 2/2" in outcome.err
     assert "left" in outcome.err
     assert "preview: " in outcome.err
     assert "detail: " in outcome.err
@@ -169,12 +169,12 @@ def test_several_previews_come_with_a_contact_sheet_and_each_can_be_continued(ge
 
 
 def test_the_preview_stays_when_the_detail_is_interrupted(generate, tmp_path, monkeypatch):
-    from flashvideo.pipelines.two_stage import FlashVideoPipeline
+    from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FlashVideoPipeline, "enhance", interrupt)
+    monkeypatch.setattr(FlashVideoEnhancePipeline, "enhance", interrupt)
     outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", "--preview", tmp_path / "p.mp4")
     assert outcome.code == 130
     assert outcome.err.count("\n") == 1

@@ -75,15 +75,15 @@ def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_ctrl_c_saves_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = loop._step, []
+    real, calls = loop.Run.step, []
 
-    def step(*args: object) -> dict[str, float]:
+    def step(self: loop.Run, batch: object) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]
+        return real(self, batch)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop.Run, "step", step)
     with pytest.raises(Interrupted, match="stopped at step 2"):
         _run(_recipe(tmp_path))
     assert (tmp_path / loop.CHECKPOINT).exists()

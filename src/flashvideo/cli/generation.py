@@ -197,7 +197,7 @@ class Generation:
             detail=self.detail_settings(),
             model=self.arguments.model,
             prompt=self.arguments.prompt,
-            seed=self.seed,
+            seed=self.seed if shape is not None or preview is None else preview.settings.seed,
             with_prompt=self.arguments.prompt_metadata,
         )
 

@@ -49,7 +49,7 @@ def describe_video(path: Path) -> dict[str, Any]:
     Raises:
         VideoError: If it is not a video, or is cut off.
     """
-    from flashvideo.video import VideoError, probe_video
+    from flashvideo.video import VideoError, is_cut_off, probe_video
 
     info = probe_video(path)
     num_found, has_sound = count_packets(path)
@@ -57,6 +57,8 @@ def describe_video(path: Path) -> dict[str, Any]:
         raise VideoError(
             f"{path} is cut off: {num_found} of its {info.num_frames} frames are there; download it again"
         )
+    if is_cut_off(path):
+        raise VideoError(f"{path} is cut off: {num_found} of its frames are there; download it again")
     return {
         "file": str(path),
         "num_frames": info.num_frames,

@@ -164,101 +164,145 @@ class Curve:
         os.replace(temporary, self.path)
 
 
-def train(task: Task, recipe: Recipe, phases: Sequence[Phase], *, resume: bool = False, max_minutes: float = 0.0) -> Path:
-    """Run a recipe's phases.
+class Run:
+    """A task in training: everything that a checkpoint holds, and the steps that change it.
 
     Args:
         task: what is trained.
         recipe: its recipe; `recipe.output` receives `checkpoint.pt`, `curve.csv` and the trained folders.
         phases: `recipe.phases`.
-        resume: continue from `checkpoint.pt`; without one, start anew.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, phases: Sequence[Phase]) -> None:
+        self.task, self.recipe, self.phases = task, recipe, phases
+        self.output = Path(recipe.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.device = next(task.modules.parameters()).device
+        self.optimizers = build_optimizer(task.modules, recipe)
+        self.average = Average(task.modules, recipe.ema_decay)
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + 1)
+        self.state: dict[str, Any] = {"phase": 0, "step": 0, "total": 0, "seconds": 0.0}
+        self.curve = Curve(self.output / "curve.csv", 0)
+        self.last_checkpoint = self.last_validation = time.monotonic()
+
+    def restore(self) -> None:
+        """Continue from the checkpoint, if there is one."""
+        path = self.output / CHECKPOINT
+        if not path.exists():
+            return
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        self.task.modules.load_state_dict(saved["modules"])
+        for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        for shadow, value in zip(self.average.shadow, saved["average"], strict=True):
+            shadow.copy_(value)
+        self.generator.set_state(saved["generator"].cpu())
+        self.state = saved["state"]
+        self.curve = Curve(self.output / "curve.csv", self.state["total"])
+        logger.info("resumed %s at step %d", self.output, self.state["total"])
+
+    def checkpoint(self) -> None:
+        """Save all that `restore` reads."""
+        saved = {
+            "modules": self.task.modules.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average.shadow,
+            "generator": self.generator.get_state(),
+            "state": self.state,
+        }
+        save_atomically(saved, self.output / CHECKPOINT)
+        self.last_checkpoint = time.monotonic()
+
+    def validate(self) -> None:
+        """Judge and save the moving average's weights."""
+        with self.average.swapped():
+            values = self.task.validate()
+            self.task.save(self.output)
+        self.curve.add({"step": self.state["total"], "minutes": self.state["seconds"] / 60} | values)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info("step %d: %s", self.state["total"], figures)
+        self.last_validation = time.monotonic()
+
+    def step(self, batch: Any) -> dict[str, float]:
+        """One optimiser step; returns named values for the curve."""
+        started, state, recipe = time.monotonic(), self.state, self.recipe
+        rate = learning_rate(self.phases[state["phase"]], state["step"])
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss, values = self.task.loss(batch, state["phase"], self.generator)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {state['total']}; lower the learning rate")
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.task.modules.parameters(), recipe.max_grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.average.update(state["total"])
+        state["step"] += 1
+        state["total"] += 1
+        state["seconds"] += time.monotonic() - started
+        return {"loss": loss.item(), "norm": norm.item(), "rate": rate} | values
+
+    def run_phase(self, deadline: float) -> bool:
+        """Train until the current phase ends or time is up; returns whether it ended."""
+        state, index = self.state, self.state["phase"]
+        phase = self.phases[index]
+        batches = iter(_loader(self.task.dataset(index), phase, state["step"], self.recipe.workers))
+        title = f"phase {index + 1}/{len(self.phases)}"
+        with tqdm(total=phase.steps, initial=state["step"], desc=title, mininterval=5) as bar:
+            while state["step"] < phase.steps:
+                values = self.step(next(batches))
+                bar.update()
+                if state["total"] % 20 == 0:
+                    row = {"step": state["total"], "minutes": state["seconds"] / 60, "phase": index + 1}
+                    self.curve.add(row | values)
+                    bar.set_postfix_str(" ".join(f"{k}={v:.4g}" for k, v in values.items()))
+                now = time.monotonic()
+                if now - self.last_checkpoint > 60 * self.recipe.checkpoint_minutes:
+                    self.checkpoint()
+                if now - self.last_validation > 60 * self.recipe.validate_minutes:
+                    self.validate()
+                if now > deadline:
+                    return False
+        state["phase"], state["step"] = index + 1, 0
+        return True
+
+
+def train(
+    task: Task, recipe: Recipe, phases: Sequence[Phase], *, resume: bool = False, max_minutes: float = 0.0
+) -> Path:
+    """Run a recipe's phases.
+
+    Args:
+        task: what is trained.
+        recipe: its recipe.
+        phases: `recipe.phases`.
+        resume: continue from the checkpoint in the recipe's output; without one, start anew.
         max_minutes: stop after this time with a checkpoint, to be resumed; 0 for no limit.
 
     Returns:
         The folder of the saved moving-average weights.
 
     Raises:
-        ValueError: `resume` with a checkpoint of another recipe.
+        FloatingPointError: if the loss is not finite.
         Interrupted: on Ctrl-C, after saving.
     """
-    output = Path(recipe.output)
-    output.mkdir(parents=True, exist_ok=True)
-    device = next(task.modules.parameters()).device
-    optimizers = build_optimizer(task.modules, recipe)
-    average = Average(task.modules, recipe.ema_decay)
-    generator = torch.Generator(device).manual_seed(recipe.seed + 1)
-    state: dict[str, Any] = {"phase": 0, "step": 0, "total": 0, "seconds": 0.0}
-    if resume and (output / CHECKPOINT).exists():
-        saved = torch.load(output / CHECKPOINT, map_location=device, weights_only=True)
-        task.modules.load_state_dict(saved["modules"])
-        for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        for s, v in zip(average.shadow, saved["average"], strict=True):
-            s.copy_(v)
-        generator.set_state(saved["generator"].cpu())
-        state = saved["state"]
-        logger.info("resumed %s at step %d", output, state["total"])
-    curve = Curve(output / "curve.csv", state["total"])
-    start = time.monotonic()
-
-    def checkpoint() -> None:
-        save_atomically(
-            {
-                "modules": task.modules.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers],
-                "average": average.shadow,
-                "generator": generator.get_state(),
-                "state": state,
-            },
-            output / CHECKPOINT,
-        )
-
-    def validate() -> None:
-        with average.swapped():
-            values = task.validate()
-            task.save(output)
-        curve.add({"step": state["total"], "minutes": state["seconds"] / 60} | values)
-        logger.info("step %d: %s", state["total"], ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
-
-    last_checkpoint = last_validation = time.monotonic()
+    run = Run(task, recipe, phases)
+    if resume:
+        run.restore()
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     try:
-        for index in range(state["phase"], len(phases)):
-            phase = phases[index]
-            batches = iter(_loader(task.dataset(index), phase, state["step"], recipe.workers))
-            bar = tqdm(
-                total=phase.steps, initial=state["step"], desc=f"phase {index + 1}/{len(phases)}", mininterval=5
-            )
-            while state["step"] < phase.steps:
-                tick = time.monotonic()
-                values = _step(task, next(batches), index, state, recipe, phase, optimizers, generator, device)
-                average.update(state["total"])
-                state["step"] += 1
-                state["total"] += 1
-                state["seconds"] += time.monotonic() - tick
-                bar.update()
-                if state["total"] % 20 == 0:
-                    row = {"step": state["total"], "minutes": state["seconds"] / 60, "phase": index + 1}
-                    curve.add(row | values)
-                    bar.set_postfix_str(" ".join(f"{k}={v:.4g}" for k, v in values.items()))
-                now = time.monotonic()
-                if now - last_checkpoint > 60 * recipe.checkpoint_minutes:
-                    checkpoint()
-                    last_checkpoint = now
-                if now - last_validation > 60 * recipe.validate_minutes:
-                    validate()
-                    last_validation = time.monotonic()
-                if max_minutes and now - start > 60 * max_minutes:
-                    checkpoint()
-                    validate()
-                    return output
-            bar.close()
-            state["phase"], state["step"] = index + 1, 0
+        while run.state["phase"] < len(phases) and run.run_phase(deadline):
+            pass
     except KeyboardInterrupt:
-        checkpoint()
-        raise Interrupted(f"stopped at step {state['total']}; saved to {output / CHECKPOINT}") from None
-    checkpoint()
-    validate()
-    return output
+        run.checkpoint()
+        where = run.output / CHECKPOINT
+        raise Interrupted(f"stopped at step {run.state['total']}; saved to {where}") from None
+    run.checkpoint()
+    run.validate()
+    return run.output
 
 
 def _loader(dataset: Dataset, phase: Phase, first_step: int, workers: int) -> DataLoader:
@@ -271,31 +315,3 @@ def _loader(dataset: Dataset, phase: Phase, first_step: int, workers: int) -> Da
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
-
-
-def _step(
-    task: Task,
-    batch: Any,
-    index: int,
-    state: Mapping[str, Any],
-    recipe: Recipe,
-    phase: Phase,
-    optimizers: Sequence[torch.optim.Optimizer],
-    generator: torch.Generator,
-    device: torch.device,
-) -> dict[str, float]:
-    """One optimiser step; returns named values for the curve."""
-    rate = learning_rate(phase, state["step"])
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-        loss, values = task.loss(batch, index, generator)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"loss is {loss.item()} at step {state['total']}; lower the learning rate")
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(task.modules.parameters(), recipe.max_grad_norm)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss.item(), "norm": norm.item(), "rate": rate} | values

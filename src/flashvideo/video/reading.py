@@ -105,6 +105,16 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
     )
 
 
+def is_cut_off(path: str | os.PathLike[str]) -> bool:
+    """Whether a video file ends before its own index or header says; nothing is decoded.
+
+    Raises:
+        VideoError: The file is missing or is not a video.
+    """
+    with _open(path) as (container, stream):
+        return _is_cut_off(container, stream, Path(path))
+
+
 def read_video(path: str | os.PathLike[str], *, start: int = 0, num_frames: int | None = None) -> Video:
     """Read a video file into memory.
 
@@ -208,6 +218,8 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoS
     except (av.FFmpegError, OSError) as error:
         raise VideoError(_cannot_open(path, error)) from None
     with container:
+        if not len(container.streams):
+            raise VideoError(_cannot_open(path, ValueError("it holds no stream")))
         if not container.streams.video:
             raise VideoError(f"{path} holds no video stream, expected a video file; is it sound only?")
         stream = container.streams.video[0]
