@@ -15,9 +15,7 @@ ATTRIBUTES = ("color", "shape", "motion", "background")
 
 
 def _scenes(count: int, first: int) -> list:
-    return [
-        sample_scene(first + i, held_out=i % 2 == 0, second_object=0.0, pan=0.0) for i in range(count)
-    ]
+    return [sample_scene(first + i, held_out=i % 2 == 0, second_object=0.0, pan=0.0) for i in range(count)]
 
 
 def _rates(clips: list[torch.Tensor], scenes: list) -> dict[str, float]:
@@ -44,7 +42,9 @@ def test_readers_are_right_through_a_compressed_mp4(tmp_path: Path) -> None:
 
 def test_readers_agree_between_a_preview_and_its_full_size() -> None:
     for scene in _scenes(4, 70_000):
-        small, large = (torch.from_numpy(render(scene, height=h, width=w)) for h, w in ((96, 160), (384, 640)))
+        small, large = (
+            torch.from_numpy(render(scene, height=h, width=w)) for h, w in ((96, 160), (384, 640))
+        )
         assert read_clip(small) == read_clip(large)
 
 

@@ -71,7 +71,7 @@ def test_a_small_rendering_is_the_large_one_downsampled(seed: int) -> None:
 def test_objects_cover_4_to_25_percent_of_the_frame() -> None:
     for scene in SCENES:
         for thing in scene.things:
-            assert 0.04 <= min(thing.size) ** 2 / ASPECT and max(thing.size) ** 2 / ASPECT <= 0.25
+            assert min(thing.size) ** 2 / ASPECT >= 0.04 and max(thing.size) ** 2 / ASPECT <= 0.25
 
 
 def test_moving_objects_travel_far_enough_and_stay_in_view() -> None:
@@ -226,7 +226,9 @@ def test_dead_leaves_move_and_depend_on_the_seed_alone() -> None:
     assert clip.shape == (9, 3, 48, 64) and clip.dtype == np.float32
     assert clip.min() >= -1 and clip.max() <= 1
     assert np.array_equal(clip, render_leaves(1, height=48, width=64, num_frames=9))
-    moved = [np.abs(np.diff(render_leaves(s, height=48, width=64, num_frames=5), axis=0)).mean() for s in range(6)]
+    moved = [
+        np.abs(np.diff(render_leaves(s, height=48, width=64, num_frames=5), axis=0)).mean() for s in range(6)
+    ]
     assert sum(m > 0.004 for m in moved) >= 3
 
 

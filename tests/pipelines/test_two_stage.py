@@ -166,9 +166,12 @@ def test_an_interruption_in_stage_one_saves_the_cost_of_stage_two(pipeline, gene
         pipe._interrupt = True
         return tensors
 
+    evaluations = []
+    pipeline.stage1_transformer.register_forward_hook(lambda *_: evaluations.append(1))
     result = pipeline(PROMPT, generator=generator, stage1_callback_on_step_end=stop)
     assert result.frames is None
     assert result.preview is None
+    assert len(evaluations) == 1
     assert pipeline(PROMPT, generator=generator).frames is not None
 
 

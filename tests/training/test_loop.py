@@ -33,7 +33,13 @@ class TinyVAETask(VAETask):
 def _recipe(output: Path, steps: int = 3) -> VAERecipe:
     phase = VAEPhase(steps=steps, batch=2, frames=3, crop=(16, 16), learning_rate=1e-3, natural=0.0, warmup=1)
     return VAERecipe(
-        task="vae", output=str(output), model=MODEL, phases=(phase, phase), workers=0, bf16=False, ema_decay=0.5
+        task="vae",
+        output=str(output),
+        model=MODEL,
+        phases=(phase, phase),
+        workers=0,
+        bf16=False,
+        ema_decay=0.5,
     )
 
 

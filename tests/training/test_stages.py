@@ -86,7 +86,7 @@ def test_stage_1_trains_transformer_and_text_encoder_together(stage1: Stage1Task
     for parameter in stage1.modules.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     stage1.loss(_batch(stage1, 4), 0, torch.Generator().manual_seed(0))[0].backward()
-    text = [p for p in stage1.modules["text_encoder"].parameters() if p.grad is not None and p.grad.any()]
+    text = [p for p in stage1.text_encoder.parameters() if p.grad is not None and p.grad.any()]
     assert text and not any(p.requires_grad for p in stage1.vae.parameters())
 
 
@@ -140,13 +140,14 @@ def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(s
     loss, _ = stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))
     assert torch.isfinite(loss) and loss.item() > 0
     loss.backward()
-    assert stage2.modules["transformer"].proj_out.weight.grad.any()
+    assert stage2.transformer.proj_out.weight.grad.any()
 
 
 def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> None:
     pixels, _ = _batch(stage2, 1)
     losses = [
-        stage2.loss((pixels, [text]), 0, torch.Generator().manual_seed(0))[0].item() for text in ("", "a red ball")
+        stage2.loss((pixels, [text]), 0, torch.Generator().manual_seed(0))[0].item()
+        for text in ("", "a red ball")
     ]
     assert losses[0] == losses[1]
 
@@ -161,7 +162,9 @@ def test_crops_of_one_batch_share_their_size_and_batches_alternate() -> None:
         steps=2, batch=2, frames=5, learning_rate=1e-3, crops=((16, 16), (32, 48)), natural=0.5
     )
     dataset = CaptionedCrops(0, phase, (96, 160))
-    assert [tuple(dataset[i][0].shape[-2:]) for i in range(6)] == [(16, 16)] * 2 + [(32, 48)] * 2 + [(16, 16)] * 2
+    assert [tuple(dataset[i][0].shape[-2:]) for i in range(6)] == [(16, 16)] * 2 + [(32, 48)] * 2 + [
+        (16, 16)
+    ] * 2
 
 
 def test_natural_clips_come_without_a_caption() -> None:

@@ -139,7 +139,9 @@ BACKGROUNDS: dict[str, Background] = {
 }
 
 
-def paint(name: str, x: Array, y: Array, pixel: float, *, seed: int, tone: tuple[float, float, float]) -> Array:
+def paint(
+    name: str, x: Array, y: Array, pixel: float, *, seed: int, tone: tuple[float, float, float]
+) -> Array:
     """Paint a background.
 
     Args:

@@ -18,7 +18,12 @@ MOTION_WORDS: dict[str, tuple[str, ...]] = {
     "shrinking": ("shrinking", "getting smaller", "contracting"),
     "bouncing": ("bouncing", "hopping", "jumping"),
 }
-TEXTURE_WORDS = {"plain": ("plain",), "striped": ("striped",), "dotted": ("dotted",), "checkered": ("checkered",)}
+TEXTURE_WORDS = {
+    "plain": ("plain",),
+    "striped": ("striped",),
+    "dotted": ("dotted",),
+    "checkered": ("checkered",),
+}
 SHAPE_WORDS = {
     "ball": ("ball", "ball", "circle", "disc"),
     "square": ("square", "square", "box"),
@@ -43,9 +48,13 @@ _PAN_WORDS = ("the camera pans", "camera panning", "the camera moves")
 
 def vocabulary() -> set[str]:
     """Every word and sign that a caption can hold, lower case."""
-    phrases = [" ".join(w) for d in (MOTION_WORDS, SHAPE_WORDS, TEXTURE_WORDS, BACKGROUND_WORDS) for w in d.values()]
+    phrases = [
+        " ".join(w) for d in (MOTION_WORDS, SHAPE_WORDS, TEXTURE_WORDS, BACKGROUND_WORDS) for w in d.values()
+    ]
     phrases += [*_PLACES, *_PAN_WORDS]
-    phrases += ["red orange yellow green blue purple white black a an the is and to of left right object shape thing"]
+    phrases += [
+        "red orange yellow green blue purple white black a an the is and to of left right object shape thing"
+    ]
     phrases += ["behind above ,"]
     return set(re.findall(r"\w+|,", " ".join(phrases)))
 
@@ -57,7 +66,9 @@ def _article(phrase: str) -> str:
 def _noun(rng: np.random.Generator, thing: Thing, *, drop: float) -> tuple[list[str], str]:
     """Adjectives and noun of a thing, attributes left out with probability `drop`."""
     adjectives = []
-    if thing.texture != "plain" and rng.random() > 2 * drop or rng.random() < 0.15 and thing.texture == "plain":
+    if (thing.texture != "plain" and rng.random() > 2 * drop) or (
+        rng.random() < 0.15 and thing.texture == "plain"
+    ):
         adjectives.append(thing.texture)
     if rng.random() > drop:
         adjectives.append(thing.color)
@@ -87,7 +98,13 @@ def caption(scene: Scene, rng: np.random.Generator, *, drop: float = 0.06) -> st
         second = f"{scene.relation} {_article(' '.join([*more, other]))}"
     style = rng.random()
     if style < 0.62 or not (motion and adjectives):
-        parts = [_article(" ".join([*adjectives, noun])), second, "is" if motion and style < 0.1 else "", motion, place]
+        parts = [
+            _article(" ".join([*adjectives, noun])),
+            second,
+            "is" if motion and style < 0.1 else "",
+            motion,
+            place,
+        ]
         text = " ".join(p for p in parts if p)
     elif style < 0.76:
         parts = [_article(f"{motion} {' '.join([*adjectives, noun])}"), second, place]
@@ -97,7 +114,12 @@ def caption(scene: Scene, rng: np.random.Generator, *, drop: float = 0.06) -> st
         text = head + " ".join(p for p in (_article(" ".join([*adjectives, noun])), second, motion) if p)
     else:
         head = place + ", " if place else ""
-        text = head + " ".join(p for p in (_article(f"{motion} {noun}"), second) if p) + ", " + " and ".join(adjectives)
+        text = (
+            head
+            + " ".join(p for p in (_article(f"{motion} {noun}"), second) if p)
+            + ", "
+            + " and ".join(adjectives)
+        )
     if scene.pan and rng.random() > drop:
         text += f", {rng.choice(_PAN_WORDS)} {'right' if scene.pan > 0 else 'left'}"
     return text

@@ -51,7 +51,12 @@ def _surface(rng: np.random.Generator, u: Array, v: Array, radius: float, colors
     if kind == 1:
         period = rng.uniform(2.5, 12) * grain
         noise = sample_noise(
-            u, v, grain, period=period, slope=0.9 if rng.random() < 0.6 else 0.4, seed=int(rng.integers(1 << 30))
+            u,
+            v,
+            grain,
+            period=period,
+            slope=0.9 if rng.random() < 0.6 else 0.4,
+            seed=int(rng.integers(1 << 30)),
         )
         mix = rng.uniform(0.05, 0.3) * noise
     elif kind == 2:
@@ -67,7 +72,9 @@ def _surface(rng: np.random.Generator, u: Array, v: Array, radius: float, colors
     return first[:, None, None] * (1 - mix) + second[:, None, None] * mix
 
 
-def dead_leaves(rng: np.random.Generator, height: int, width: int, *, cover: float = 1.0) -> tuple[Array, Array]:
+def dead_leaves(
+    rng: np.random.Generator, height: int, width: int, *, cover: float = 1.0
+) -> tuple[Array, Array]:
     """One still layer.
 
     Args:

@@ -127,7 +127,7 @@ def sample_scene(
     background = str(rng.choice([b for b, s in BACKGROUNDS.items() if color not in s.excluded_colors]))
     relation = str(rng.choice(RELATIONS)) if rng.random() < second_object else None
     thing = _place(rng, color, texture, shape, motion, relation)
-    things = (thing,)
+    things: tuple[Thing, ...] = (thing,)
     if relation is not None:
         others = [c for c in COLORS if c != color and c not in BACKGROUNDS[background].excluded_colors]
         things += (_place_second(rng, str(rng.choice(others)), relation, thing),)

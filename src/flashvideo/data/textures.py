@@ -47,7 +47,14 @@ def noise_tile(slope: float, seed: int) -> tuple[Array, ...]:
 
 
 def sample_noise(
-    x: Array, y: Array, pixel: float, *, period: float, slope: float = 0.4, seed: int = 0, stretch: float = 1.0
+    x: Array,
+    y: Array,
+    pixel: float,
+    *,
+    period: float,
+    slope: float = 0.4,
+    seed: int = 0,
+    stretch: float = 1.0,
 ) -> Array:
     """Noise at points (x, y) whose finest grain has about the wavelength `period`; unit variance when resolved.
 

@@ -67,7 +67,8 @@ def degrade_pixels(
         first, last = (_uniform(0.0, 1.2, generator) for _ in range(2))
         frames = small.shape[1]
         blurred = [
-            gaussian_blur(small[:, i], first + 0.25 * (last - first) * i / max(frames - 1, 1)) for i in range(frames)
+            gaussian_blur(small[:, i], first + 0.25 * (last - first) * i / max(frames - 1, 1))
+            for i in range(frames)
         ]
         small = torch.stack(blurred, dim=1)
         sigma = _uniform(0.0, 8 / 127.5, generator)

@@ -78,7 +78,10 @@ def _to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
     spread = high - low
     safe = np.maximum(spread, 1e-6)
     r, g, b = np.moveaxis(rgb, -1, 0)
-    hue = np.where(high == r, (g - b) / safe % 6, np.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4)) * 60
+    hue = (
+        np.where(high == r, (g - b) / safe % 6, np.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4))
+        * 60
+    )
     return hue, spread / np.maximum(high, 1e-3), high
 
 

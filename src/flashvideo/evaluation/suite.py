@@ -44,7 +44,6 @@ from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.vae import decode_latents, encode_pixels
-from flashvideo.video import resize_video
 
 Record = dict[str, float]
 Section = Callable[[FlashVideoPipeline, int], Record]
@@ -93,7 +92,9 @@ def _clip_psnr(result: Tensor, truth: Tensor) -> float:
 def previews(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Which attributes of a held-out prompt the readers find in its preview: 1 or 0 each, and all four."""
     scene = held_out_scene(index)
-    result = pipeline(full_caption(scene), preview_only=True, generator=_generator(index), output_type="pt")
+    result: Any = pipeline(
+        full_caption(scene), preview_only=True, generator=_generator(index), output_type="pt"
+    )
     found = agreement(read_clip(result.preview_frames[0]), scene)
     return {name: float(value) for name, value in found.items()} | {"all": float(all(found.values()))}
 
@@ -101,7 +102,7 @@ def previews(pipeline: FlashVideoPipeline, index: int) -> Record:
 def finals(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Whether Stage II keeps the preview's content: attributes read alike, and PSNR of the downsampled result."""
     scene = held_out_scene(index)
-    result = pipeline(full_caption(scene), generator=_generator(index), output_type="pt")
+    result: Any = pipeline(full_caption(scene), generator=_generator(index), output_type="pt")
     preview, final = result.preview_frames[0].float(), result.frames[0].float()
     before, after = vars(read_clip(preview)), vars(read_clip(final))
     alike = {f"same_{name}": float(before[name] == after[name]) for name in before}
@@ -115,7 +116,10 @@ def upscale(clip: Tensor, height: int, width: int, method: str) -> Tensor:
     """A classical upscaler: "bilinear", "bicubic" or "lanczos"; clip (F, 3, h, w) to (F, 3, height, width)."""
     if method == "lanczos":
         planes = [
-            [np.asarray(Image.fromarray(c.numpy()).resize((width, height), Image.Resampling.LANCZOS)) for c in frame]
+            [
+                np.asarray(Image.fromarray(c.numpy()).resize((width, height), Image.Resampling.LANCZOS))
+                for c in frame
+            ]
             for frame in clip.float()
         ]
         return torch.from_numpy(np.array(planes)).clamp(-1, 1)
@@ -151,9 +155,11 @@ def _pair(pipeline: FlashVideoPipeline, index: int) -> tuple[Scene, Tensor, Tens
 def pairs(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Stage II and the classical upscalers on an exact pair, prompt given."""
     scene, low, truth, edges = _pair(pipeline, index)
-    result = pipeline.stage2(low[None], full_caption(scene), generator=_generator(index), output_type="pt")
+    result: Any = pipeline.stage2(
+        low[None], full_caption(scene), generator=_generator(index), output_type="pt"
+    )
     outputs = {"stage2": result.frames[0].float()}
-    outputs |= {m: upscale(low, *truth.shape[-2:], m) for m in ("bicubic", "lanczos")}
+    outputs |= {m: upscale(low, truth.shape[-2], truth.shape[-1], m) for m in ("bicubic", "lanczos")}
     record = {
         f"{name}_{key}": value
         for name, output in outputs.items()
@@ -179,7 +185,7 @@ def _sweep(pipeline: FlashVideoPipeline, index: int, argument: str, values: tupl
     record: Record = {}
     for value in values:
         options: dict[str, Any] = {argument: value}
-        result = pipeline.stage2(
+        result: Any = pipeline.stage2(
             low[None], full_caption(scene), generator=_generator(index), output_type="pt", **options
         )
         figures = compare(result.frames[0].float(), truth, edges)
@@ -193,7 +199,7 @@ def guidance(pipeline: FlashVideoPipeline, index: int) -> Record:
     scene = held_out_scene(10_000 + index)
     record: Record = {}
     for scale in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-        result = pipeline.stage1(
+        result: Any = pipeline.stage1(
             full_caption(scene), guidance_scale=scale, generator=_generator(index), output_type="pt"
         )
         found = agreement(read_clip(result.frames[0]), scene)
@@ -275,7 +281,7 @@ def main() -> None:
     summary = run_suite(pipeline, arguments.output, counts)
     for section in arguments.sections:
         for name, value in summary[section].items():
-            print(f"{section:10} {name:28} {value['mean']:9.4f}  [{value['low']:.4f}, {value['high']:.4f}]")  # noqa: T201
+            print(f"{section:10} {name:28} {value['mean']:9.4f}  [{value['low']:.4f}, {value['high']:.4f}]")
 
 
 if __name__ == "__main__":

@@ -215,7 +215,9 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} must be YAML, got text that does not parse: {error}".split("\n")[0]) from None
+        raise ValueError(
+            f"recipe {path} must be YAML, got text that does not parse: {error}".split("\n")[0]
+        ) from None
     if not isinstance(data, dict):
         raise ValueError(f"recipe {path} must be a mapping of keys to values, got {type(data).__name__}")
     for override in overrides:
@@ -240,7 +242,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
         else:
             node[last] = _number(yaml.safe_load(text))
     except (KeyError, IndexError, ValueError, TypeError):
-        raise ValueError(f"override {override!r} must name a key of the recipe; {key!r} leads nowhere") from None
+        raise ValueError(
+            f"override {override!r} must name a key of the recipe; {key!r} leads nowhere"
+        ) from None
 
 
 def _number(value: Any) -> Any:
@@ -266,7 +270,9 @@ def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
     missing = [
         name
         for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ValueError(f"the recipe must give {where + missing[0]!r}, which is missing")

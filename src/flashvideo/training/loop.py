@@ -36,7 +36,9 @@ class Task(Protocol):
     def dataset(self, phase_index: int) -> Dataset:
         """Samples of a phase: `dataset[i]` depends on the recipe's seed, the phase and i alone."""
 
-    def loss(self, batch: Any, phase_index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Any, phase_index: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch, and named values for the curve."""
 
     def validate(self) -> dict[str, float]:
@@ -111,7 +113,10 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
     """
     if parameter.ndim < 2 or min(parameter.shape[0], parameter[0].numel()) < 2:
         return False
-    return re.search(r"transformer_blocks.*(attn1|ff)|blocks?\..*(conv1|conv2|upsamplers|downsamplers)", name) is not None
+    return (
+        re.search(r"transformer_blocks.*(attn1|ff)|blocks?\..*(conv1|conv2|upsamplers|downsamplers)", name)
+        is not None
+    )
 
 
 def build_optimizer(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -233,7 +238,9 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             loss, values = self.task.loss(batch, state["phase"], self.generator)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {state['total']}; lower the learning rate")
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {state['total']}; lower the learning rate"
+            )
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.task.modules.parameters(), recipe.max_grad_norm)
         for optimizer in self.optimizers:
@@ -311,7 +318,7 @@ def _loader(dataset: Dataset, phase: Phase, first_step: int, workers: int) -> Da
     return DataLoader(
         dataset,
         batch_size=phase.batch,
-        sampler=indices,  # type: ignore[arg-type]
+        sampler=indices,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )

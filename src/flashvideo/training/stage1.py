@@ -38,7 +38,9 @@ class PoolClips(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         epoch, place = divmod(index, len(self.latents))
         clip = int(np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(self.latents))[place])
-        text = caption(pool_scene(self.pool_seed, clip), np.random.default_rng(sample_seed(self.seed, 5, index)))
+        text = caption(
+            pool_scene(self.pool_seed, clip), np.random.default_rng(sample_seed(self.seed, 5, index))
+        )
         return self.latents[clip, : self.num_latent_frames], text
 
 
@@ -65,14 +67,19 @@ class Stage1Task:
         torch.manual_seed(recipe.seed)
         self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
         self.tokenizer = build_word_tokenizer(vocabulary())
-        text_config = T5Config(vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, **recipe.text)
+        text_config = T5Config(
+            vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, **recipe.text
+        )
         if recipe.start:
-            transformer = FlashVideoTransformer3DModel.from_pretrained(Path(recipe.start) / "stage1_transformer")
+            transformer = FlashVideoTransformer3DModel.from_pretrained(
+                Path(recipe.start) / "stage1_transformer"
+            )
             text_encoder = T5EncoderModel.from_pretrained(Path(recipe.start) / "text_encoder")
         else:
             transformer = FlashVideoTransformer3DModel(text_embed_dim=text_config.d_model, **recipe.model)
             transformer.init_for_training()
             text_encoder = T5EncoderModel(text_config)
+        self.transformer, self.text_encoder = transformer, text_encoder
         self.modules = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
         self.modules.float().to(device).train()
         self.max_text_tokens = int(recipe.model["max_text_seq_length"])
@@ -97,7 +104,7 @@ class Stage1Task:
     def encode(self, prompts: list[str]) -> Tensor:
         """Text embeddings (B, L, D) of prompts."""
         return encode_prompts(
-            prompts, self.tokenizer, self.modules["text_encoder"], max_text_tokens=self.max_text_tokens
+            prompts, self.tokenizer, self.text_encoder, max_text_tokens=self.max_text_tokens
         )
 
     def loss(
@@ -115,20 +122,28 @@ class Stage1Task:
         timesteps = timesteps[torch.randperm(count, generator=generator, device=latents.device)]
         a = self.table[timesteps]
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        output = self.modules["transformer"](add_noise(latents, noise, a), text, timesteps.float()).sample
+        output = self.transformer(add_noise(latents, noise, a), text, timesteps.float()).sample
         error = (output.float() - velocity_target(latents, noise, a)).square().flatten(1).mean(1)
         high = timesteps > 800
         named = {"high": float(error[high].mean().detach())} if high.any() else {}
         return error.mean(), named
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], *, steps: int, guidance: float, frames: int, seed: int = 0) -> Tensor:
+    def sample(
+        self, prompts: list[str], *, steps: int, guidance: float, frames: int, seed: int = 0
+    ) -> Tensor:
         """Previews (B, F, 3, H, W) in [-1, 1], without the pipeline's bookkeeping."""
         device = self.vae.device
         generator = torch.Generator(device).manual_seed(seed)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         height, width = (s // factor for s in self.recipe.size)
-        shape = (len(prompts), 1 + (frames - 1) // self.temporal, self.vae.config.latent_channels, height, width)
+        shape = (
+            len(prompts),
+            1 + (frames - 1) // self.temporal,
+            self.vae.config.latent_channels,
+            height,
+            width,
+        )
         scheduler = FlashVideoScheduler()
         scheduler.set_timesteps(steps, device)
         latents = torch.randn(shape, generator=generator, device=device)
@@ -137,7 +152,7 @@ class Stage1Task:
             both = torch.cat((torch.zeros_like(text), text))
             for timestep in scheduler.timesteps:
                 times = timestep.float().expand(2 * len(prompts))
-                output = self.modules["transformer"](latents.repeat(2, 1, 1, 1, 1), both, times).sample.float()
+                output = self.transformer(latents.repeat(2, 1, 1, 1, 1), both, times).sample.float()
                 unconditional, conditional = output.chunk(2)
                 v = unconditional + guidance * (conditional - unconditional)
                 latents = scheduler.step(v, timestep, latents, generator=generator).prev_sample
@@ -155,13 +170,13 @@ class Stage1Task:
         clips = self.sample([full_caption(s) for s in scenes], steps=steps, guidance=guidance, frames=17)
         found = [agreement(read_clip(clip), scene) for clip, scene in zip(clips, scenes, strict=True)]
         frames = torch.stack([clip[i] for clip in clips[:16] for i in (0, 8, 16)])
-        save_image(contact_sheet(frames, columns=6), Path(self.recipe.output) / "validation.png")
+        save_image(Path(self.recipe.output) / "validation.png", contact_sheet(frames, columns=6))
         values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
         return values | {"all": float(np.mean([all(f.values()) for f in found]))}
 
     def save(self, folder: Path) -> None:
         """Write transformer, text encoder, tokenizer and scheduler folders."""
-        self.modules["transformer"].save_pretrained(folder / "stage1_transformer")
-        self.modules["text_encoder"].save_pretrained(folder / "text_encoder")
+        self.transformer.save_pretrained(folder / "stage1_transformer")
+        self.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         FlashVideoScheduler().save_pretrained(folder / "stage1_scheduler")

@@ -36,8 +36,8 @@ from flashvideo.presets import NANO
 from flashvideo.text import encode_prompts
 from flashvideo.training.config import Stage2Phase, Stage2Recipe
 from flashvideo.training.vae import held_out_clips, sample_seed
-from flashvideo.video import contact_sheet, resize_video, save_image
 from flashvideo.vae import decode_latents, encode_pixels
+from flashvideo.video import contact_sheet, resize_video, save_image
 
 
 class CaptionedCrops(Dataset):
@@ -81,12 +81,15 @@ class Stage2Task:
         self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
         self.scale = float(self.vae.config.scaling_factor)
         if recipe.start:
-            transformer = FlashVideoTransformer3DModel.from_pretrained(Path(recipe.start) / "stage2_transformer")
+            transformer = FlashVideoTransformer3DModel.from_pretrained(
+                Path(recipe.start) / "stage2_transformer"
+            )
         else:
             transformer = FlashVideoTransformer3DModel(**recipe.model)
             transformer.init_for_training()
             # Until the first text arrives, a prompt has no effect rather than a random one.
             nn.init.zeros_(transformer.patch_embed.text_proj.weight)
+        self.transformer = transformer
         self.modules = nn.ModuleDict({"transformer": transformer}).float().to(device).train()
         self.tokenizer: Any = None
         self.text_encoder: T5EncoderModel | None = None
@@ -102,7 +105,7 @@ class Stage2Task:
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Embeddings (B, L, D); zeros where a prompt is empty or there is no text encoder."""
-        config = self.modules["transformer"].config
+        config = self.transformer.config
         length = int(config.max_text_seq_length)
         if self.text_encoder is None:
             return torch.zeros(len(prompts), length, config.text_embed_dim, device=self.device)
@@ -149,7 +152,7 @@ class Stage2Task:
         z_lq = degrade_latents(z_lq, noise_step, generator)
         t = sample_times(count, self.recipe.shift, generator)
         t = t[torch.randperm(count, generator=generator, device=self.device)]
-        v = self.modules["transformer"](
+        v = self.transformer(
             interpolate(z_lq, z_hq, t), text * keep[:, None, None], network_timestep(t), noise_step=noise_step
         ).sample
         return flow_matching_loss(v, z_lq, z_hq), {}
@@ -167,7 +170,7 @@ class Stage2Task:
 
             def velocity(x: Tensor, t: Tensor) -> Tensor:
                 times = network_timestep(t).expand(len(x)).to(self.device)
-                return self.modules["transformer"](x, text, times, noise_step=step).sample.float()
+                return self.transformer(x, text, times, noise_step=step).sample.float()
 
             z = euler(velocity, z, time_grid(steps, self.recipe.shift))
             return decode_latents(self.vae, z, scale=self.scale, clamp=True).float()
@@ -178,7 +181,9 @@ class Stage2Task:
         values: dict[str, list[float]] = {}
         sheet = []
         for natural in (False, True):
-            for clip in held_out_clips(2, height=self.recipe.size[0], width=self.recipe.size[1], natural=natural):
+            for clip in held_out_clips(
+                2, height=self.recipe.size[0], width=self.recipe.size[1], natural=natural
+            ):
                 low = resize_video(clip[None], *(s // self.recipe.scale for s in self.recipe.size))
                 bicubic = torch.nn.functional.interpolate(
                     low[0], size=self.recipe.size, mode="bicubic", align_corners=False
@@ -194,10 +199,10 @@ class Stage2Task:
                 for name, value in figures.items():
                     values.setdefault(name, []).append(value)
                 sheet += [bicubic[8], output[8], clip[8]]
-        save_image(contact_sheet(torch.stack(sheet), columns=3), Path(self.recipe.output) / "validation.png")
+        save_image(Path(self.recipe.output) / "validation.png", contact_sheet(torch.stack(sheet), columns=3))
         return {name: float(np.mean(v)) for name, v in values.items()}
 
     def save(self, folder: Path) -> None:
         """Write transformer and scheduler folders."""
-        self.modules["transformer"].save_pretrained(folder / "stage2_transformer")
+        self.transformer.save_pretrained(folder / "stage2_transformer")
         FlowMatchEulerDiscreteScheduler(shift=self.recipe.shift).save_pretrained(folder / "stage2_scheduler")

@@ -47,7 +47,9 @@ class Crops(Dataset):
         left = int((width - w) * rng.beta(1.5, 1.5))
         first = int(rng.integers(0, NUM_FRAMES - self.frames + 1))
         frames = slice(first, first + self.frames)
-        return torch.from_numpy(render(scene, height=height, width=width, frames=frames, crop=(top, left, h, w)))
+        return torch.from_numpy(
+            render(scene, height=height, width=width, frames=frames, crop=(top, left, h, w))
+        )
 
 
 def held_out_clips(count: int, *, height: int, width: int, natural: bool = False) -> Tensor:
@@ -81,7 +83,9 @@ class VAETask:
         seed = sample_seed(self.recipe.seed, phase_index)
         return Crops(seed, crop=phase.crop, frames=phase.frames, natural=phase.natural)
 
-    def loss(self, batch: Tensor, phase_index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Tensor, phase_index: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction and KL of pixels (B, F, 3, H, W)."""
         recipe = self.recipe
         pixels = batch.to(self.vae.device)

@@ -5,7 +5,15 @@ Frames are ``(F, 3, H, W)`` RGB in [-1, 1], where -1 is level 0 and 1 is level 2
 
 from flashvideo.video.errors import VideoError
 from flashvideo.video.pixels import contact_sheet, resize_video, side_by_side, to_uint8
-from flashvideo.video.reading import Video, VideoInfo, is_cut_off, iter_frames, probe_video, read_metadata, read_video
+from flashvideo.video.reading import (
+    Video,
+    VideoInfo,
+    is_cut_off,
+    iter_frames,
+    probe_video,
+    read_metadata,
+    read_video,
+)
 from flashvideo.video.writing import generation_metadata, save_image, write_video
 
 __all__ = [
