@@ -1,5 +1,6 @@
 """Both stages' tasks at toy size: objectives, gradients, determinism, resumable data."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,23 @@ def test_stage_1_samples_have_the_size_of_a_preview_and_follow_the_seed(stage1: 
     assert not torch.equal(first, stage1.sample(["a red ball"], seed=2, **options))
 
 
+def test_stage_1_is_judged_by_the_readers_and_leaves_a_picture(stage1: Stage1Task) -> None:
+    values = stage1.validate(2)
+    assert set(values) == {"color", "shape", "motion", "background", "all"}
+    assert all(0 <= v <= 1 for v in values.values())
+    assert (Path(stage1.recipe.output) / "validation.png").exists()
+
+
+def test_stage_1_goes_on_from_saved_weights(stage1: Stage1Task, tmp_path: Path) -> None:
+    with torch.no_grad():
+        for parameter in stage1.modules.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    stage1.save(tmp_path / "model")
+    continued = Stage1Task(dataclasses.replace(stage1.recipe, start=str(tmp_path / "model")), CPU)
+    for a, b in zip(stage1.modules.parameters(), continued.modules.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_an_epoch_uses_every_clip_once_and_captions_change_between_epochs(stage1: Stage1Task) -> None:
     dataset = stage1.dataset(0)
     first, second = ([dataset[i] for i in range(e * 8, e * 8 + 8)] for e in range(2))
@@ -150,6 +168,14 @@ def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> N
         for text in ("", "a red ball")
     ]
     assert losses[0] == losses[1]
+
+
+def test_stage_2_is_judged_at_full_size_and_leaves_a_picture(stage2: Stage2Task) -> None:
+    Path(stage2.recipe.output).mkdir()  # as the loop does
+    values = stage2.validate()
+    assert {"world_gain", "world_energy", "world_fidelity", "natural_gain"} <= set(values)
+    assert all(np.isfinite(v) for v in values.values())
+    assert (Path(stage2.recipe.output) / "validation.png").exists()
 
 
 def test_stage_2_enhances_to_scale_times_the_size(stage2: Stage2Task) -> None:

@@ -1,0 +1,67 @@
+"""The measurement suite on the toy pipeline: every section, resuming, summaries."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flashvideo.data.shapes_world import is_held_out
+from flashvideo.evaluation import suite
+from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_suite, summarise, upscale
+
+
+@pytest.mark.parametrize("section", ["vae", "previews", "finals", "pairs"])
+def test_a_section_measures_finite_figures_and_repeats(pipeline, section):
+    measure = SECTIONS[section][0]
+    with torch.no_grad():
+        first, again = measure(pipeline, 0), measure(pipeline, 0)
+    assert first == again and first
+    assert all(np.isfinite(value) for value in first.values())
+
+
+def test_a_sweep_names_its_figures_by_the_setting(pipeline, monkeypatch):
+    monkeypatch.setattr(suite, "STEP_COUNTS", (1, 2))
+    with torch.no_grad():
+        record = suite.steps(pipeline, 0)
+    assert {"1_psnr", "2_psnr", "1_fidelity", "2_fidelity"} <= set(record)
+
+
+def test_an_interrupted_suite_goes_on_where_it_stopped(pipeline, tmp_path, monkeypatch):
+    calls = []
+
+    def measure(_, index):
+        calls.append(index)
+        return {"value": float(index)}
+
+    monkeypatch.setitem(SECTIONS, "fake", (measure, 4))
+    output = tmp_path / "figures.json"
+    run_suite(pipeline, output, {"fake": 2}, progress=False)
+    summary = run_suite(pipeline, output, {"fake": 4}, progress=False)
+    assert calls == [0, 1, 2, 3]
+    assert summary["fake"]["value"]["mean"] == 1.5
+    assert json.loads(output.read_text())["summary"]["fake"]["value"]["count"] == 4
+
+
+def test_shares_get_wilsons_interval_and_others_the_bootstrap():
+    summary = summarise([{"share": 1.0, "db": 20.0}, {"share": 1.0, "db": 22.0}, {"share": 0.0, "db": 24.0}])
+    assert summary["share"]["mean"] == pytest.approx(2 / 3)
+    assert 0 < summary["share"]["low"] < 2 / 3 < summary["share"]["high"] < 1
+    assert 20 <= summary["db"]["low"] <= 22 <= summary["db"]["high"] <= 24
+
+
+def test_every_prompt_of_the_suite_is_held_out():
+    assert all(is_held_out(*held_out_scene(i).combination) for i in range(256))
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
+def test_upscalers_keep_a_flat_clip_flat(method):
+    flat = torch.full((2, 3, 8, 12), 0.3)
+    assert torch.allclose(upscale(flat, 32, 48, method), torch.full((2, 3, 32, 48), 0.3), atol=1e-4)
+
+
+def test_a_clip_compared_with_itself_is_perfect():
+    clip = torch.rand(5, 3, 40, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    figures = compare(clip, clip)
+    assert (figures["gmsd"], figures["filter_bank"], figures["frame_difference"]) == (0, 0, 0)
+    assert figures["gradient_energy"] == 1
