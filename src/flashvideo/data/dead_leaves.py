@@ -49,7 +49,7 @@ def _surface(rng: np.random.Generator, u: Array, v: Array, radius: float, colors
     if kind == 0:
         return np.broadcast_to(first[:, None, None], (3, *u.shape)).copy()
     if kind == 1:
-        period = rng.uniform(2.5, 12) * grain
+        period = rng.uniform(5, 20) * grain
         noise = sample_noise(
             u,
             v,
@@ -58,14 +58,14 @@ def _surface(rng: np.random.Generator, u: Array, v: Array, radius: float, colors
             slope=0.9 if rng.random() < 0.6 else 0.4,
             seed=int(rng.integers(1 << 30)),
         )
-        mix = rng.uniform(0.05, 0.3) * noise
+        mix = rng.uniform(0.03, 0.2) * noise
     elif kind == 2:
-        period = float(np.exp(rng.uniform(np.log(3.0), np.log(25.0)))) * grain
-        mix = rng.uniform(0.1, 0.5) * wave(u / period, period, grain, sharpness=rng.choice((1.0, 3.0)))
+        period = float(np.exp(rng.uniform(np.log(5.0), np.log(30.0)))) * grain
+        mix = rng.uniform(0.08, 0.4) * wave(u / period, period, grain, sharpness=rng.choice((1.0, 3.0)))
     elif kind == 3:
         mix = rng.uniform(0.2, 0.6) * u
     else:
-        mix = rng.uniform(0.2, 0.5) * checker(u, v, rng.uniform(4, 12) * grain, grain)
+        mix = rng.uniform(0.2, 0.5) * checker(u, v, rng.uniform(6, 16) * grain, grain)
     if rng.random() < 0.7:  # shading: luminance only, as under one light
         return first[:, None, None] * (1 + mix)[None].astype(np.float32)
     mix = np.clip(0.5 + 0.5 * mix, 0, 1).astype(np.float32)
