@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from fractions import Fraction
 
 import av
@@ -142,6 +143,26 @@ def test_a_video_that_cannot_be_enhanced_leaves_no_file(enhance, refusal, video_
     monkeypatch.setattr(FlashVideoEnhancePipeline, "denoise", fail)
     said = refusal(enhance, path, "-o", tmp_path / "out.mp4")
     assert said == "unexpected RuntimeError: something broke; add --debug for the traceback\n"
+
+
+def test_an_interruption_while_the_file_is_being_written_leaves_no_file(
+    enhance, refusal, video_file, tmp_path, monkeypatch
+):
+    from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
+
+    path = video_file(num_frames=81)  # 20 windows, enough for the encoder to have let go of its first frames
+    denoise, calls = FlashVideoEnhancePipeline.denoise, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 20:
+            assert any(".part" in other.name for other in tmp_path.iterdir())
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
+        return denoise(*arguments, **options)
+
+    monkeypatch.setattr(FlashVideoEnhancePipeline, "denoise", interrupted)
+    said = refusal(enhance, path, "-o", tmp_path / "out.mp4", "--steps", 1, code=130)
+    assert said == "interrupted; no unfinished file is left\n"
 
 
 @pytest.mark.parametrize(

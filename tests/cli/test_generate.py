@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_the_preview_stays_when_the_detail_is_interrupted(generate, tmp_path, mo
     from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 
     def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C
 
     monkeypatch.setattr(FlashVideoEnhancePipeline, "enhance", interrupt)
     outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", "--preview", tmp_path / "p.mp4")

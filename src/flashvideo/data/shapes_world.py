@@ -168,9 +168,8 @@ def _place(
         relation or "", (0.5 * ASPECT, 0.5)
     )
     x, y = x + float(rng.uniform(-0.05, 0.05)), y + float(rng.uniform(-0.03, 0.03))
-    far = relation is None
-    dx = ASPECT * float(rng.uniform(0.18, 0.23) if far else rng.uniform(0.16, 0.18))
-    dy = float(rng.uniform(0.22, 0.27) if far else rng.uniform(0.21, 0.23))
+    dx = ASPECT * float(rng.uniform(0.152, 0.18))
+    dy = float(rng.uniform(0.202, 0.23))
     start, stop = (x, y), (x, y)
     sizes, angles, bounce = (side, side), (0.0, 0.0), (0.0, 0.0)
     if motion in ("moving left", "moving right"):
@@ -185,12 +184,12 @@ def _place(
         sizes = (small, large) if motion == "growing" else (large, small)
     elif motion == "spinning":
         # Over a whole clip of 2 s: 8 frames see half of it.
-        turn = float(np.deg2rad(rng.uniform(75, 110)) * rng.choice((-1, 1)))
+        turn = float(np.deg2rad(rng.uniform(60, 85)) * rng.choice((-1, 1)))
         angles = (float(rng.uniform(-0.4, 0.4)),) * 2
         angles = (angles[0], angles[0] + turn)
     elif motion == "bouncing":
-        bounce = (dy, 1.0)
-        start, stop = (x, y + dy / 2), (x, y + dy / 2)
+        bounce = (0.62 * dy, 1.0)
+        start, stop = (x, y + 0.31 * dy), (x, y + 0.31 * dy)
     if motion != "spinning":
         lean = float(rng.uniform(-0.1, 0.1))
         angles = (lean, lean)
@@ -231,6 +230,7 @@ def _place_second(rng: np.random.Generator, color: str, relation: str, first: Th
 
 _AREA = {"ball": np.pi, "ring": np.pi * (1 - 0.44**2), "square": 4.0, "triangle": 27**0.5, "heart": 4 + np.pi}
 _STAR_INNER = 0.45
+_SOFTNESS = 1.6  # width of an object's edge in pixels: about that of a camera's
 _AREA["star"] = 5 * _STAR_INNER * np.sin(np.pi / 5)
 
 
@@ -292,7 +292,7 @@ def _draw(frame: Array, thing: Thing, time: float, x: Array, y: Array, pixel: fl
     dx, dy = np.meshgrid(x[columns] - np.float32(cx), y[rows] - np.float32(cy))
     cos, sin = np.float32(np.cos(angle) / size), np.float32(np.sin(angle) / size)
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
-    grain = pixel / size
+    grain = _SOFTNESS * pixel / size
     cover = edge(signed_distance(thing.shape, u, v), grain).astype(np.float32)
     pattern = _texture(thing.texture, u, v, grain)
     rgb = np.asarray(thing.rgb, dtype=np.float32)[:, None, None]

@@ -259,12 +259,12 @@ def read_motion(masks: Array) -> str:
     end = max(1, len(y) // 8)
     dx, dy = x[-end:].mean() - x[:end].mean(), y[-end:].mean() - y[:end].mean()
     growth = float(np.log(area[-end:].mean() / area[:end].mean()))
-    if swing > 0.12 and residual.std() < 0.6 * y.std() and abs(dy) < 0.5 * swing:
+    if swing > 0.07 and residual.std() < 0.6 * y.std() and abs(dy) < 0.5 * swing:
         return "bouncing"
-    if max(abs(dx) / 1.4, abs(dy)) > 0.11:
-        if abs(dx) / 1.4 > abs(dy):
+    if max(abs(dx) / 1.3, abs(dy)) > 0.1:
+        if abs(dx) / 1.3 > abs(dy):
             return "moving right" if dx > 0 else "moving left"
         return "moving down" if dy > 0 else "moving up"
     if abs(growth) > np.log(1.4):
         return "growing" if growth > 0 else "shrinking"
-    return "spinning" if abs(_rotation(masks)) > 30 else NOTHING
+    return "spinning" if abs(_rotation(masks)) > 25 else NOTHING
