@@ -151,17 +151,17 @@ def test_an_interruption_while_the_file_is_being_written_leaves_no_file(
     from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 
     path = video_file(num_frames=81)  # 20 windows, enough for the encoder to have let go of its first frames
-    denoise, calls = FlashVideoEnhancePipeline.denoise, []
+    calls = []
 
-    def interrupted(*arguments, **options):
+    def interrupted(pipeline, latents, *arguments, **options):
         calls.append(1)
         if len(calls) == 20:
             assert any(".part" in other.name for other in tmp_path.iterdir())
             signal.raise_signal(signal.SIGINT)  # Ctrl-C
-        return denoise(*arguments, **options)
+        return latents
 
     monkeypatch.setattr(FlashVideoEnhancePipeline, "denoise", interrupted)
-    said = refusal(enhance, path, "-o", tmp_path / "out.mp4", "--steps", 1, code=130)
+    said = refusal(enhance, path, "-o", tmp_path / "out.mp4", "--scale", 1, code=130)
     assert said == "interrupted; no unfinished file is left\n"
 
 
