@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ class StepProgress:
             desc=label,
             disable=not shown,
             file=sys.stderr,
-            bar_format="{desc}: {bar:24} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
+            ncols=shutil.get_terminal_size().columns,  # tqdm takes a terminal of unknown width for one of 0
+            bar_format="{desc}: {bar:16} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
         )
 
     def __call__(

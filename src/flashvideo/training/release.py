@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -60,13 +61,22 @@ def assemble(vae: Path, stage1: Path, stage2: Path, preset: Preset = NANO) -> Fl
     )
 
 
+def save(pipeline: FlashVideoPipeline, output: Path) -> None:
+    """Write a pipeline to a folder that does not tell where its parts came from."""
+    pipeline.save_pretrained(output)
+    for path in output.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Put the parts of finished runs into one model folder.")
     for name in ("vae", "stage1", "stage2", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
-    assemble(arguments.vae, arguments.stage1, arguments.stage2).save_pretrained(arguments.output)
+    save(assemble(arguments.vae, arguments.stage1, arguments.stage2), arguments.output)
 
 
 if __name__ == "__main__":
