@@ -1,6 +1,7 @@
 """The command line, called in this process, with a toy model in a folder: previews of 24x16, videos of 48x32 pixels."""
 
 import dataclasses
+import signal
 
 import pytest
 import torch
@@ -125,3 +126,11 @@ def video_file(tmp_path):
         return write_video(tmp_path / name, frames, frame_rate=frame_rate)
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """A shell that starts the tests in the background has them ignore Ctrl-C; here it interrupts, as in a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -79,12 +79,15 @@ class StepProgress:
     def __init__(self, label: str, total: int, *, shown: bool) -> None:
         from tqdm import tqdm
 
+        size = shutil.get_terminal_size()
         self._bar: Any = tqdm(
             total=total,
             desc=label,
             disable=not shown,
             file=sys.stderr,
-            ncols=shutil.get_terminal_size().columns,  # tqdm takes a terminal of unknown width for one of 0
+            # tqdm shows nothing in a terminal that does not tell its size
+            ncols=size.columns,
+            nrows=size.lines,
             bar_format="{desc}: {bar:16} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
         )
 
