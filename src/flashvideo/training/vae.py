@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from flashvideo.data.dead_leaves import render_leaves
 from flashvideo.data.shapes_world import NUM_FRAMES, render, sample_scene
+from flashvideo.evaluation.metrics import gradient_energy_ratio
 from flashvideo.training.config import VAERecipe
 from flashvideo.vae import decode_latents, encode_moments, encode_pixels
 
@@ -117,10 +118,7 @@ class VAETask:
                     output = decode_latents(self.vae, latents, scale=1.0, clamp=True)[0].float()
                 deviations.append(latents.float().std().item())
                 psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
-                energy.append(
-                    sum(output.diff(dim=a).square().mean().item() for a in (-1, -2))
-                    / sum(clip.diff(dim=a).square().mean().item() for a in (-1, -2))
-                )
+                energy.append(gradient_energy_ratio(output, clip).item())
             result |= {f"{name}_psnr": float(np.mean(psnr)), f"{name}_energy": float(np.mean(energy))}
         self.vae.register_to_config(scaling_factor=round(1 / float(np.mean(deviations)), 4))
         return result
