@@ -108,6 +108,9 @@ class VAERecipe(Recipe):
         kl_weight: of the KL term per latent element.
         gradient_weight: of the L1 distance of spatial differences.
         difference_weight: of the L1 distance of frame-to-frame differences.
+        contrast_weight: of the L1 distance of local root-mean-square spatial differences, which keeps detail that cannot
+            be kept exactly from being blurred away.
+        freeze_encoder: train the decoder alone: latents, and models trained on them, stay valid.
     """
 
     model: dict[str, Any]
@@ -115,6 +118,8 @@ class VAERecipe(Recipe):
     kl_weight: float = 1e-4
     gradient_weight: float = 0.5
     difference_weight: float = 0.25
+    contrast_weight: float = 0.0
+    freeze_encoder: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,14 @@ def held_out_clips(count: int, *, height: int, width: int, natural: bool = False
     return torch.from_numpy(np.stack(clips))
 
 
+def local_contrast(difference: Tensor) -> Tensor:
+    """Root mean square of differences (..., H, W) in windows of 8x8, (..., H // 8, W // 8)."""
+    energy = torch.nn.functional.avg_pool2d(difference.square().flatten(0, -4), 8)
+    return (energy + 1e-4).sqrt()
+
+
 class VAETask:
-    """The VAE and its loss: L1 in pixels, in spatial differences and in frame differences, and KL."""
+    """The VAE and its loss: L1 in pixels, in spatial differences and in frame differences, local contrast, and KL."""
 
     def __init__(self, recipe: VAERecipe, device: torch.device) -> None:
         self.recipe = recipe
@@ -76,6 +82,8 @@ class VAETask:
         else:
             self.vae = AutoencoderKLCogVideoX(**recipe.model)
         self.vae.float().to(device).train()
+        if recipe.freeze_encoder:
+            self.vae.encoder.requires_grad_(False)
         self.modules = nn.ModuleDict({"vae": self.vae})
 
     def dataset(self, phase_index: int) -> Dataset:
@@ -99,7 +107,11 @@ class VAETask:
         error = output - pixels
         loss = error.abs().mean() + recipe.kl_weight * kl
         for axis in (-1, -2):
-            loss = loss + recipe.gradient_weight * 0.5 * error.diff(dim=axis).abs().mean()
+            ours, true = output.diff(dim=axis), pixels.diff(dim=axis)
+            loss = loss + recipe.gradient_weight * 0.5 * (ours - true).abs().mean()
+            if recipe.contrast_weight:
+                contrast = (local_contrast(ours) - local_contrast(true)).abs().mean()
+                loss = loss + recipe.contrast_weight * 0.5 * contrast
         if pixels.shape[1] > 1:
             loss = loss + recipe.difference_weight * error.diff(dim=1).abs().mean()
         mse = error.detach().square().mean()
