@@ -64,7 +64,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     settings = parser.add_argument_group("settings")
     shared.add_seed(settings)
     settings.add_argument("--size", type=shared.size, metavar="WxH", help="size of the final video")
-    settings.add_argument("--frames", type=shared.whole_number(), metavar="N", help="number of frames, 4k+1")
+    settings.add_argument(
+        "--frames",
+        type=shared.whole_number(),
+        metavar="N",
+        help="number of frames: one more than a multiple of the VAE's compression in time",
+    )
     settings.add_argument(
         "--steps",
         type=shared.whole_number(),

@@ -26,7 +26,7 @@ class Phase:
     Attributes:
         steps: optimiser steps.
         batch: clips per step.
-        frames: frames per clip, 4k+1.
+        frames: frames per clip, one more than a multiple of the VAE's compression in time.
         learning_rate: peak learning rate.
         final_learning_rate: what the cosine ends at; equal to `learning_rate` for a constant rate.
         warmup: steps of linear warm-up.
@@ -92,10 +92,13 @@ class VAEPhase(Phase):
     Attributes:
         crop: (height, width) of the training crops in pixels.
         natural: share of dead-leaves clips.
+        contrast_weight: of the L1 distance of local root-mean-square spatial differences, which keeps detail that cannot
+            be kept exactly from being blurred away.
     """
 
     crop: tuple[int, int]
     natural: float = 0.4
+    contrast_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +106,12 @@ class VAERecipe(Recipe):
     """Training of the causal video VAE.
 
     Attributes:
-        model: arguments of `AutoencoderKLCogVideoX`.
+        model: arguments of `AutoencoderKLCogVideoX`; with `start`, those that differ from the weights' own may change the
+            compression in time, which no weight's shape depends on.
         phases: in order.
         kl_weight: of the KL term per latent element.
         gradient_weight: of the L1 distance of spatial differences.
         difference_weight: of the L1 distance of frame-to-frame differences.
-        contrast_weight: of the L1 distance of local root-mean-square spatial differences, which keeps detail that cannot
-            be kept exactly from being blurred away.
         freeze_encoder: train the decoder alone: latents, and models trained on them, stay valid.
     """
 
@@ -118,7 +120,6 @@ class VAERecipe(Recipe):
     kl_weight: float = 1e-4
     gradient_weight: float = 0.5
     difference_weight: float = 0.25
-    contrast_weight: float = 0.0
     freeze_encoder: bool = False
 
 

@@ -78,7 +78,7 @@ class VAETask:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         if recipe.start:
-            self.vae = AutoencoderKLCogVideoX.from_pretrained(Path(recipe.start) / "vae")
+            self.vae = AutoencoderKLCogVideoX.from_pretrained(Path(recipe.start) / "vae", **recipe.model)
         else:
             self.vae = AutoencoderKLCogVideoX(**recipe.model)
         self.vae.float().to(device).train()
@@ -96,7 +96,7 @@ class VAETask:
         self, batch: Tensor, phase_index: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction and KL of pixels (B, F, 3, H, W)."""
-        recipe = self.recipe
+        recipe, phase = self.recipe, self.recipe.phases[phase_index]
         pixels = batch.to(self.vae.device)
         mean, log_variance = encode_moments(self.vae, pixels).transpose(1, 2).chunk(2, dim=2)
         log_variance = log_variance.clamp(-20, 10)
@@ -109,9 +109,9 @@ class VAETask:
         for axis in (-1, -2):
             ours, true = output.diff(dim=axis), pixels.diff(dim=axis)
             loss = loss + recipe.gradient_weight * 0.5 * (ours - true).abs().mean()
-            if recipe.contrast_weight:
+            if phase.contrast_weight:
                 contrast = (local_contrast(ours) - local_contrast(true)).abs().mean()
-                loss = loss + recipe.contrast_weight * 0.5 * contrast
+                loss = loss + phase.contrast_weight * 0.5 * contrast
         if pixels.shape[1] > 1:
             loss = loss + recipe.difference_weight * error.diff(dim=1).abs().mean()
         mse = error.detach().square().mean()
