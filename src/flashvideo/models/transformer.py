@@ -275,16 +275,43 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         self.gradient_checkpointing = False
 
     def init_for_training(self) -> None:
-        """Start a new model as the identity: modulations and output zero (adaLN-Zero, arXiv 2212.09748)."""
+        """Start a new model with a zero output that is one step away from any per-time linear map of its input.
+
+        Modulations are zero (adaLN-Zero, arXiv 2212.09748), so blocks are the identity. Patches enter along orthonormal
+        directions, beside a constant that keeps the last norm from dividing by what a patch holds, and leave along the
+        same directions: the best linear guess of a velocity is then a matter of the output scales, which the time
+        embedding sets. Without this a narrow model spends most of a short training on passing noise through. Where
+        tokens are too narrow for their patches, the output projection starts at zero instead.
+        """
         for module in self.modules():
             if isinstance(module, AdaptiveLayerNormZero | AdaptiveLayerNormOut):
                 nn.init.zeros_(module.linear.weight)
                 nn.init.zeros_(module.linear.bias)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
-        for linear in (self.time_embedding.linear_1, self.time_embedding.linear_2):
-            nn.init.normal_(linear.weight, std=0.02)
+        embeddings = (self.time_embedding, self.noise_step_embedding, self.num_frames_embedding)
+        for linear in (m for e in embeddings if e is not None for m in e.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
+        self._init_pass_through()
+
+    @torch.no_grad()
+    def _init_pass_through(self) -> None:
+        embed = self.patch_embed.proj
+        width, size = embed.out_channels, embed.weight[0].numel()
+        if size + 2 > width or embed.bias is None or self.proj_out.out_features != size:
+            return
+        # Orthonormal columns: the mean, which layer norms remove; the patch's directions; the constant's direction.
+        columns = torch.cat((torch.ones(width, 1), torch.randn(width, size + 1)), dim=1)
+        basis, _ = torch.linalg.qr(columns)
+        directions, constant = basis[:, 1:-1], basis[:, -1] * (2 * size) ** 0.5
+        embed.weight.copy_(directions.reshape(embed.weight.shape))
+        embed.bias.copy_(constant)
+        # What the norm divides by where the patch's elements have unit variance.
+        usual = ((size + 2 * size) / width) ** 0.5
+        self.proj_out.weight.copy_(usual * directions.T)
+        scale = self.norm_out.linear.bias.chunk(2)[1]
+        scale.fill_(-1.0)
 
     def embed_conditions(
         self, timestep: torch.Tensor, noise_step: torch.Tensor | int | None, latents: torch.Tensor
