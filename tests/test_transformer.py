@@ -105,6 +105,23 @@ def test_a_model_started_for_training_predicts_zero_and_learns(tiny_transformer,
     assert all(parameter.grad.any() for parameter in model.parameters())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_a_started_model_is_a_scale_away_from_its_input(power):
+    """With the output's scale at zero instead of minus one, latents pass through, whatever a patch's energy."""
+    model = FlashVideoTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=1, patch_size=2,
+        time_embed_dim=8, text_embed_dim=4,
+    )  # fmt: skip
+    model.init_for_training()
+    model.norm_out.linear.bias.zero_()
+    latents = power * torch.randn(1, 3, 4, 8, 12)
+    output = model(latents, torch.zeros(1, 5, 4), torch.tensor([500.0])).sample
+    gain = (output * latents).sum() / latents.square().sum()
+    assert 0.6 < gain < 1.4
+    assert (output - gain * latents).square().mean() < 0.03 * output.square().mean()
+
+
 def test_gradient_checkpointing_changes_no_gradient(tiny_transformer, inputs):
     latents, text, timestep = inputs
     gradients = []

@@ -18,9 +18,7 @@ def _task(vae: AutoencoderKLCogVideoX, folder: Path, **changes) -> VAETask:
     model = {k: v for k, v in vae.config.items() if not k.startswith("_")}
     model |= changes.pop("model", {})
     contrast = changes.pop("contrast_weight", 0.0)
-    phase = VAEPhase(
-        steps=1, batch=1, frames=5, crop=(16, 16), learning_rate=1e-3, contrast_weight=contrast
-    )
+    phase = VAEPhase(steps=1, batch=1, frames=5, crop=(16, 16), learning_rate=1e-3, contrast_weight=contrast)
     recipe = VAERecipe(
         task="vae",
         output=str(folder / "run"),

@@ -13,7 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SWEEPS = {"steps": "Stage II steps", "noise": "noise step of the latent degradation", "guidance": "guidance scale"}
+SWEEPS = {
+    "steps": "Stage II steps",
+    "noise": "noise step of the latent degradation",
+    "guidance": "guidance scale",
+}
 PANELS = {
     "psnr": "PSNR to truth, dB",
     "gradient_energy": "gradient energy / truth",

@@ -290,7 +290,8 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
         embeddings = (self.time_embedding, self.noise_step_embedding, self.num_frames_embedding)
-        for linear in (m for e in embeddings if e is not None for m in e.modules() if isinstance(m, nn.Linear)):
+        modules = [m for e in embeddings if e is not None for m in e.modules()]
+        for linear in (m for m in modules if isinstance(m, nn.Linear)):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
         self._init_pass_through()

@@ -92,8 +92,8 @@ class VAEPhase(Phase):
     Attributes:
         crop: (height, width) of the training crops in pixels.
         natural: share of dead-leaves clips.
-        contrast_weight: of the L1 distance of local root-mean-square spatial differences, which keeps detail that cannot
-            be kept exactly from being blurred away.
+        contrast_weight: of the L1 distance of local root-mean-square spatial differences, which keeps detail that
+            cannot be kept exactly from being blurred away.
     """
 
     crop: tuple[int, int]
@@ -106,8 +106,8 @@ class VAERecipe(Recipe):
     """Training of the causal video VAE.
 
     Attributes:
-        model: arguments of `AutoencoderKLCogVideoX`; with `start`, those that differ from the weights' own may change the
-            compression in time, which no weight's shape depends on.
+        model: arguments of `AutoencoderKLCogVideoX`; with `start` they may change the weights' own compression in time,
+            which no shape depends on.
         phases: in order.
         kl_weight: of the KL term per latent element.
         gradient_weight: of the L1 distance of spatial differences.
