@@ -31,4 +31,5 @@ def test_pictures_of_sweeps_and_curves(tmp_path: Path, monkeypatch: pytest.Monke
     main()
     assert sorted(p.name for p in output.iterdir()) == ["curve_s1.png", "steps.png"]
     for path in output.iterdir():
-        assert Image.open(path).width > 300
+        with Image.open(path) as image:
+            assert image.width > 300
