@@ -25,7 +25,6 @@ PANELS = {
     "gmsd": "GMSD (lower is nearer)",
     "fidelity": "PSNR of the downsampled result, dB",
 }
-ATTRIBUTES = ("colour", "shape", "motion", "background", "all")
 
 
 def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> list[tuple[float, ...]]:
@@ -45,7 +44,8 @@ def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> lis
 
 def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: Path) -> None:
     """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
-    groups = [ATTRIBUTES] if section == "guidance" else [(name,) for name in PANELS]
+    attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
+    groups = [tuple(attributes)] if section == "guidance" else [(name,) for name in PANELS]
     figure, axes = _axes(len(groups))
     for axis, names in zip(axes, groups, strict=True):
         for name in names:
@@ -85,7 +85,7 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(3.4 * count, 3.0), squeeze=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(max(5.0, 3.4 * count), 3.0), squeeze=False)
     return figure, list(axes[0])
 
 

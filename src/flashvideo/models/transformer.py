@@ -275,11 +275,11 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         self.gradient_checkpointing = False
 
     def init_for_training(self) -> None:
-        """Start a new model with a zero output that is one step away from any per-time linear map of its input.
+        """Start a new model with a zero output, from which its input, scaled by time, is one step away.
 
         Modulations are zero (adaLN-Zero, arXiv 2212.09748), so blocks are the identity. Patches enter along orthonormal
         directions, beside a constant that keeps the last norm from dividing by what a patch holds, and leave along the
-        same directions: the best linear guess of a velocity is then a matter of the output scales, which the time
+        same directions: passing the input through is then a matter of the output scales, which the time
         embedding sets. Without this a narrow model spends most of a short training on passing noise through. Where
         tokens are too narrow for their patches, the output projection starts at zero instead.
         """

@@ -106,8 +106,8 @@ class VAERecipe(Recipe):
     """Training of the causal video VAE.
 
     Attributes:
-        model: arguments of `AutoencoderKLCogVideoX`; with `start` they may change the weights' own compression in time,
-            which no shape depends on.
+        model: arguments of `AutoencoderKLCogVideoX`; with `start` only what differs from the weights' own, such
+            as the compression in time, which no shape depends on.
         phases: in order.
         kl_weight: of the KL term per latent element.
         gradient_weight: of the L1 distance of spatial differences.

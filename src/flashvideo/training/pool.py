@@ -27,9 +27,11 @@ SHARD = 128
 
 
 def fingerprint(vae: AutoencoderKLCogVideoX) -> str:
-    """A short hash of what makes latents: the encoder's weights, not the decoder's."""
+    """A short hash of what makes latents: all weights but those that only decode."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vae.encoder.state_dict().items()):
+    for name, tensor in sorted(vae.state_dict().items()):
+        if name.startswith(("decoder.", "post_quant_conv.")):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

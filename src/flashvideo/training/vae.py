@@ -83,7 +83,8 @@ class VAETask:
             self.vae = AutoencoderKLCogVideoX(**recipe.model)
         self.vae.float().to(device).train()
         if recipe.freeze_encoder:
-            self.vae.encoder.requires_grad_(False)
+            for module in filter(None, (self.vae.encoder, self.vae.quant_conv)):
+                module.requires_grad_(False)
         self.modules = nn.ModuleDict({"vae": self.vae})
 
     def dataset(self, phase_index: int) -> Dataset:
@@ -119,7 +120,7 @@ class VAETask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR and gradient energy on full-size held-out clips, of both kinds; sets the latent scale."""
+        """PSNR and gradient energy on full-size held-out clips, of both kinds; sets a trained encoder's scale."""
         result: dict[str, float] = {}
         deviations = []
         for name, natural in (("world", False), ("natural", True)):
@@ -132,7 +133,8 @@ class VAETask:
                 psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
                 energy.append(gradient_energy_ratio(output, clip).item())
             result |= {f"{name}_psnr": float(np.mean(psnr)), f"{name}_energy": float(np.mean(energy))}
-        self.vae.register_to_config(scaling_factor=round(1 / float(np.mean(deviations)), 4))
+        if not self.recipe.freeze_encoder:
+            self.vae.register_to_config(scaling_factor=round(1 / float(np.mean(deviations)), 4))
         return result
 
     def save(self, folder: Path) -> None:
