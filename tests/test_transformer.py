@@ -6,7 +6,7 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
 from flashvideo.models.attention import FlashVideoAttnProcessor
-from flashvideo.models.rope import apply_rope, axis_dims, rope_tables
+from flashvideo.models.rope import apply_rope, axis_dims, neighbour_query_key, rope_tables
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
 
@@ -263,3 +263,32 @@ def test_a_noise_step_missing_at_stage2_or_given_at_stage1_is_an_error(tiny_tran
         tiny_transformer(2)(*inputs)
     with pytest.raises(ValueError, match="this transformer does not take noise_step"):
         tiny_transformer(1)(*inputs, noise_step=675)
+
+
+@pytest.mark.parametrize("offset", [(0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (0, 0, 0)])
+def test_a_neighbour_query_attends_to_the_neighbour(offset):
+    frames, height, width = 5, 6, 7
+    tables = rope_tables(frames, height, width, 64)
+    query, key = (
+        torch.nn.functional.layer_norm(x, (64,)).expand(1, frames * height * width, 1, 64)
+        for x in neighbour_query_key(offset, 64)
+    )
+    query, key = apply_rope(query, tables)[0, :, 0], apply_rope(key, tables)[0, :, 0]
+    attention = (query @ key.T / 8).softmax(dim=-1).unflatten(0, (frames, height, width))[2, 3, 3]
+    spatial = attention.unflatten(0, (frames, height, width)).sum(0)
+    assert divmod(int(spatial.argmax()), width) == (3 + offset[1], 3 + offset[2])
+
+
+@torch.no_grad()
+def test_frames_out_of_a_longer_clip_keep_their_positions(tiny_transformer):
+    whole = rope_tables(5, 2, 3, 16)
+    some = rope_tables(3, 2, 3, 16, frame_positions=torch.tensor([0, 2, 4]))
+    for a, b in zip(whole, some, strict=True):
+        assert torch.equal(a.unflatten(0, (5, 6))[::2].flatten(0, 1), b)
+    model, latents, text = tiny_transformer(1), torch.randn(1, 3, 8, 4, 6), torch.randn(1, 8, 12)
+    moved, usual, default = (
+        model(latents, text, torch.tensor([500.0]), frame_positions=p).sample
+        for p in (torch.tensor([0, 2, 4]), torch.arange(3), None)
+    )
+    assert torch.equal(usual, default)
+    assert not torch.allclose(moved, usual)

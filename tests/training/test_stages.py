@@ -91,6 +91,24 @@ def test_stage_1_trains_transformer_and_text_encoder_together(stage1: Stage1Task
     assert text and not any(p.requires_grad for p in stage1.vae.parameters())
 
 
+def test_stage_1_keyframes_are_some_frames_of_a_clip_at_their_positions(stage1: Stage1Task) -> None:
+    phase = dataclasses.replace(stage1.recipe.phases[0], keyframes=1)
+    stage1.recipe = dataclasses.replace(stage1.recipe, phases=(phase,))
+    seen = []
+    forward = stage1.transformer.forward
+
+    def spy(latents: torch.Tensor, *args: object, frame_positions: torch.Tensor, **kwargs: object) -> object:
+        seen.append((latents.shape[1], tuple(frame_positions.tolist())))
+        return forward(latents, *args, frame_positions=frame_positions, **kwargs)
+
+    stage1.transformer.forward = spy
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        stage1.loss(_batch(stage1, 2), 0, generator)
+    # Five frames are two latent frames.
+    assert set(seen) == {(1, (0,)), (1, (1,))}
+
+
 def test_stage_1_samples_have_the_size_of_a_preview_and_follow_the_seed(stage1: Stage1Task) -> None:
     options = {"steps": 2, "guidance": 2.0, "frames": 5}
     first, again = (stage1.sample(["a red ball"], seed=1, **options) for _ in range(2))
@@ -142,6 +160,17 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
     with torch.no_grad():
         next(tiny_vae.parameters()).add_(1)
     with pytest.raises(ValueError, match="another VAE"):
+        build_pool(tmp_path, tiny_vae, **options)
+
+
+def test_a_pool_of_another_latent_scale_is_refused(
+    tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashvideo.training.pool.SHARD", 1)
+    options = {"seed": 1, "count": 1, "size": SIZE, "bf16": False}
+    build_pool(tmp_path, tiny_vae, **options)
+    tiny_vae.register_to_config(scaling_factor=0.5)
+    with pytest.raises(ValueError, match="latent scale"):
         build_pool(tmp_path, tiny_vae, **options)
 
 

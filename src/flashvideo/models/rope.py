@@ -13,6 +13,9 @@ from einops import rearrange, repeat
 from torch import nn
 
 ROPE_THETA = 10000.0
+NEIGHBOUR_ENERGY = ((0.0, 0.14, 0.06), (0.2, 0.12, 0.06, 0.02), (0.2, 0.12, 0.06, 0.02))
+"""Shares of the first channel pairs of time, rows and columns in `neighbour_query_key`: fast pairs tell neighbouring
+rows and columns apart, slower ones let a few frames around count alike."""
 
 
 def axis_dims(head_dim: int) -> tuple[int, int, int]:
@@ -43,6 +46,7 @@ def rope_tables(
     *,
     theta: float = ROPE_THETA,
     device: torch.device | str | None = None,
+    frame_positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of every token's rotation angles.
 
@@ -55,6 +59,7 @@ def rope_tables(
         head_dim: Channels per head D, see `axis_dims`.
         theta: Base of the geometric frequency series.
         device: Where to build the tables.
+        frame_positions: The frames' positions in time (f,); 0 to f - 1 by default.
 
     Returns:
         ``(cos, sin)``, each float32 of shape (f * h * w, D), each value repeated for both channels of its pair.
@@ -63,6 +68,8 @@ def rope_tables(
     for length, dim in zip((num_frames, height, width), axis_dims(head_dim), strict=True):
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
         positions = torch.arange(length, dtype=torch.float32, device=device)
+        if frame_positions is not None and not axes:
+            positions = frame_positions.to(positions)
         axes.append(torch.outer(positions, 1.0 / theta**exponents))  # (length, dim / 2)
     time, rows, columns = axes
 
@@ -93,6 +100,33 @@ def apply_rope(states: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) 
     return rotated.flatten(-2).to(states.dtype)
 
 
+def neighbour_query_key(offset: tuple[int, int, int], head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A query and a key whose product, once rotated, is largest where the key's token lies at `offset` of the query's.
+
+    Pair k of the query is that of the key turned by ``offset * theta ** (-2k / d)``, so that the product of rotated
+    pairs is a sum of cosines of (distance - offset), each weighted by `NEIGHBOUR_ENERGY`.
+
+    Args:
+        offset: (time, row, column) in tokens.
+        head_dim: Channels per head D.
+
+    Returns:
+        Query and key (D,), of zero mean and unit variance up to what the offset turns.
+    """
+    queries, keys = [], []
+    for position, dim, shares in zip(offset, axis_dims(head_dim), NEIGHBOUR_ENERGY, strict=True):
+        energy = torch.zeros(dim // 2)
+        energy[: len(shares)] = torch.tensor(shares)[: dim // 2]
+        amplitude = (energy * head_dim).sqrt()[:, None]
+        turn = position * ROPE_THETA ** (-torch.arange(0, dim, 2) / dim)
+        # Pairs (-1, 1) have no mean, which the norms of queries and keys would remove.
+        start = torch.full_like(turn, 0.75 * torch.pi)
+        for states, angle in ((queries, start + turn), (keys, start)):
+            pairs = torch.stack((torch.cos(angle), torch.sin(angle)), dim=-1)
+            states.append((amplitude * pairs).flatten())
+    return torch.cat(queries), torch.cat(keys)
+
+
 class RotaryEmbedding3D(nn.Module):
     """`rope_tables` as a parameter-free module, so that context parallelism can split its output.
 
@@ -107,7 +141,9 @@ class RotaryEmbedding3D(nn.Module):
         self.head_dim = head_dim
         self.patch_size = patch_size
 
-    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, latents: torch.Tensor, frame_positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables for latents of shape (B, f, C, h, w); returns two (f * h/p * w/p, D) tensors."""
         _, num_frames, _, height, width = latents.shape
         return rope_tables(
@@ -116,4 +152,5 @@ class RotaryEmbedding3D(nn.Module):
             width // self.patch_size,
             self.head_dim,
             device=latents.device,
+            frame_positions=frame_positions,
         )

@@ -129,9 +129,12 @@ class Stage1Phase(Phase):
 
     Attributes:
         density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
+        keyframes: latent frames drawn at random from each clip, at their own positions in time; 0 for all. Frames of
+            one clip are much alike, so that a few of them teach almost as much as all.
     """
 
     density: float = 2.5
+    keyframes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,13 +49,16 @@ def build_pool(
     """Render and encode `count` clips into `folder`, skipping shards that are already there.
 
     Raises:
-        ValueError: if the folder holds a pool of another VAE, seed or size.
+        ValueError: if the folder holds a pool of another VAE, latent scale, seed or size.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"vae": fingerprint(vae), "seed": seed, "size": list(size)}
+    scale = float(vae.config.scaling_factor)
+    about = {"vae": fingerprint(vae), "latent_scale": scale, "seed": seed, "size": list(size)}
     description = folder / "pool.json"
     if description.exists() and json.loads(description.read_text()) != about:
-        raise ValueError(f"{folder} holds clips of another VAE, seed or size; delete it to make them anew")
+        raise ValueError(
+            f"{folder} holds clips of another VAE, latent scale, seed or size; delete it to make them anew"
+        )
     description.write_text(json.dumps(about))
     for shard in tqdm(range((count + SHARD - 1) // SHARD), desc="encode clips", mininterval=5):
         path = folder / f"{shard:05}.safetensors"

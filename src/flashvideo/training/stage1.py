@@ -113,6 +113,11 @@ class Stage1Task:
         """Mean squared error of v, text dropped for guidance."""
         latents, prompts = batch
         latents = latents.to(generator.device).float()
+        positions = None
+        if keyframes := self.recipe.phases[phase_index].keyframes:
+            order = torch.randperm(latents.shape[1], generator=generator, device=latents.device)
+            positions = order[:keyframes].sort().values
+            latents = latents[:, positions]
         count = len(latents)
         text = self.encode(list(prompts))
         keep = torch.rand(count, generator=generator, device=latents.device) >= self.recipe.text_dropout
@@ -122,7 +127,8 @@ class Stage1Task:
         timesteps = timesteps[torch.randperm(count, generator=generator, device=latents.device)]
         a = self.table[timesteps]
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        output = self.transformer(add_noise(latents, noise, a), text, timesteps.float()).sample
+        noisy = add_noise(latents, noise, a)
+        output = self.transformer(noisy, text, timesteps.float(), frame_positions=positions).sample
         error = (output.float() - velocity_target(latents, noise, a)).square().flatten(1).mean(1)
         high = timesteps > 800
         named = {"high": float(error[high].mean().detach())} if high.any() else {}
