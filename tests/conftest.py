@@ -1,5 +1,6 @@
 """Toy models: the real classes, small enough that a test takes a moment."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
+from transformers import T5Config, T5EncoderModel
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.presets import NANO, Preset
+from flashvideo.schedule import FlashVideoScheduler
+from flashvideo.text import build_word_tokenizer
 
 TINY_VAE = {
     "block_out_channels": (8, 8, 8),  # three levels: 4 times smaller in space, as nano's
@@ -30,6 +36,22 @@ TINY_TRANSFORMER = {
     "patch_size": 2,
     "max_text_seq_length": 8,
 }
+TOY_PRESET = Preset(
+    name="toy",
+    stage1=dataclasses.replace(
+        NANO.stage1,
+        height=16,
+        width=24,
+        num_frames=5,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        max_text_tokens=8,
+    ),
+    stage2=dataclasses.replace(
+        NANO.stage2, height=32, width=48, num_inference_steps=2, guidance_scale=1.0, max_text_tokens=8
+    ),
+)
+"""Previews of 5 frames of 16x24, enlarged twice; 2 steps each."""
 
 
 @pytest.fixture
@@ -53,6 +75,36 @@ def tiny_transformer() -> Callable[..., FlashVideoTransformer3DModel]:
                 if not parameter.any():
                     torch.nn.init.normal_(parameter, std=0.3)
         return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def toy_pipeline(tiny_vae, tiny_transformer) -> Callable[..., FlashVideoPipeline]:
+    """`toy_pipeline(words)` puts both stages of toy models together; `stage1` and `stage2` change their presets."""
+
+    def build(
+        words: list[str], *, stage1: dict | None = None, stage2: dict | None = None
+    ) -> FlashVideoPipeline:
+        preset = dataclasses.replace(
+            TOY_PRESET,
+            stage1=dataclasses.replace(TOY_PRESET.stage1, **stage1 or {}),
+            stage2=dataclasses.replace(TOY_PRESET.stage2, **stage2 or {}),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+            text_encoder = T5EncoderModel(config).eval().requires_grad_(False)
+        return FlashVideoPipeline(
+            tokenizer=build_word_tokenizer(words),
+            text_encoder=text_encoder,
+            vae=tiny_vae,
+            stage1_transformer=tiny_transformer(1),
+            stage1_scheduler=FlashVideoScheduler(),
+            stage2_transformer=tiny_transformer(2),
+            stage2_scheduler=FlowMatchEulerDiscreteScheduler(shift=preset.stage2.shift),
+            preset=preset,
+        )
 
     return build
 

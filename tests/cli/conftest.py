@@ -1,42 +1,14 @@
 """The command line, called in this process, with a toy model in a folder: previews of 24x16, videos of 48x32 pixels."""
 
-import dataclasses
 import signal
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from transformers import T5Config, T5EncoderModel
 
 from flashvideo.cli import main
-from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.presets import NANO, Preset
-from flashvideo.schedule import FlashVideoScheduler
-from flashvideo.text import build_word_tokenizer
 from flashvideo.video import write_video
 
 PROMPT = "a red circle moves left"
-TOY = Preset(
-    name="toy",
-    stage1=dataclasses.replace(
-        NANO.stage1,
-        height=16,
-        width=24,
-        num_frames=5,
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        max_text_tokens=8,
-    ),
-    stage2=dataclasses.replace(
-        NANO.stage2,
-        height=32,
-        width=48,
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        prompt_prefix="",
-        max_text_tokens=8,
-    ),
-)
 
 
 @pytest.fixture(scope="session")
@@ -49,21 +21,7 @@ def toy_model(model_home, request):
     """Folder of the toy model; written once, since only the fixtures that it is made of are anew for each test."""
     folder = model_home / "toy"
     if not folder.exists():
-        tiny_transformer = request.getfixturevalue("tiny_transformer")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            config = T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-            text_encoder = T5EncoderModel(config).eval()
-        FlashVideoPipeline(
-            tokenizer=build_word_tokenizer(PROMPT.split()),
-            text_encoder=text_encoder,
-            vae=request.getfixturevalue("tiny_vae"),
-            stage1_transformer=tiny_transformer(1),
-            stage1_scheduler=FlashVideoScheduler(),
-            stage2_transformer=tiny_transformer(2),
-            stage2_scheduler=FlowMatchEulerDiscreteScheduler(shift=TOY.stage2.shift),
-            preset=TOY,
-        ).save_pretrained(folder)
+        request.getfixturevalue("toy_pipeline")(PROMPT.split()).save_pretrained(folder)
     return folder
 
 
