@@ -79,12 +79,12 @@ def vae(pipeline: FlashVideoPipeline, index: int) -> Record:
     latents = encode_pixels(pipeline.vae, truth[None], scale=1.0)
     result = decode_latents(pipeline.vae, latents, scale=1.0, clamp=True)[0].float()
     return {
-        f"{kind}_psnr": _clip_psnr(result, truth),
+        f"{kind}_psnr": clip_psnr(result, truth),
         f"{kind}_gradient_energy": gradient_energy_ratio(result, truth).item(),
     }
 
 
-def _clip_psnr(result: Tensor, truth: Tensor) -> float:
+def clip_psnr(result: Tensor, truth: Tensor) -> float:
     """PSNR of the whole clip, from its mean squared error."""
     return float(10 * torch.log10(4 / (result - truth).square().mean()))
 
@@ -127,15 +127,16 @@ def upscale(clip: Tensor, height: int, width: int, method: str) -> Tensor:
 
 
 def compare(result: Tensor, truth: Tensor, edges: Tensor | None = None) -> Record:
-    """All with-reference figures of one clip against its truth; spatial ones on every fourth frame."""
+    """All with-reference figures of one clip, or still, against its truth; spatial ones on every fourth frame."""
     some, true = result[::4], truth[::4]
     figures = {
         "psnr": psnr(some, true).mean().item(),
         "gmsd": gmsd(some, true).mean().item(),
         "filter_bank": filter_bank_distance(some, true).mean().item(),
         "gradient_energy": gradient_energy_ratio(result, truth).item(),
-        "frame_difference": frame_difference_error(result, truth).item(),
     }
+    if len(result) > 1:
+        figures["frame_difference"] = frame_difference_error(result, truth).item()
     if edges is not None:
         figures["edge_psnr"] = edge_psnr(some, true, edges[::4]).mean().item()
     return figures

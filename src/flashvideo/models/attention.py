@@ -3,6 +3,7 @@
 Shapes: B batch, L text tokens, S video tokens, H heads, D channels per head, C = H * D.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,9 +11,11 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from flashvideo.models.rope import apply_rope
+from flashvideo.models.rope import apply_rope, neighbour_query_key
 
 QK_NORM_EPS = 1e-6
+LOCAL_GAIN = 1.4
+"""Gain of query and key norms with which one neighbour gets about half of a local head's attention."""
 
 
 class FlashVideoAttnProcessor:
@@ -75,6 +78,23 @@ class FlashVideoAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = nn.LayerNorm(head_dim, eps=QK_NORM_EPS)
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim), nn.Dropout(dropout)])
         self.processor = FlashVideoAttnProcessor()
+
+    @torch.no_grad()
+    def init_local(self, offsets: Sequence[tuple[int, int, int]]) -> None:
+        """Let the last heads look at tokens at fixed offsets: their biases outweigh what tokens hold.
+
+        Args:
+            offsets: (time, row, column) in tokens, one per head.
+        """
+        for norm in (self.norm_q, self.norm_k):
+            nn.init.constant_(norm.weight, LOCAL_GAIN)
+        head_dim = self.norm_q.weight.shape[0]
+        for head, offset in enumerate(offsets, start=self.heads - len(offsets)):
+            rows = slice(head * head_dim, (head + 1) * head_dim)
+            patterns = neighbour_query_key(offset, head_dim)
+            for layer, pattern in zip((self.to_q, self.to_k), patterns, strict=True):
+                layer.weight[rows] *= 0.5
+                layer.bias[rows] = pattern
 
     def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Normalised queries, normalised keys and values.

@@ -64,7 +64,7 @@ def rope_tables(
     Returns:
         ``(cos, sin)``, each float32 of shape (f * h * w, D), each value repeated for both channels of its pair.
     """
-    axes = []
+    axes: list[torch.Tensor] = []
     for length, dim in zip((num_frames, height, width), axis_dims(head_dim), strict=True):
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
         positions = torch.arange(length, dtype=torch.float32, device=device)
@@ -113,7 +113,8 @@ def neighbour_query_key(offset: tuple[int, int, int], head_dim: int) -> tuple[to
     Returns:
         Query and key (D,), of zero mean and unit variance up to what the offset turns.
     """
-    queries, keys = [], []
+    queries: list[torch.Tensor] = []
+    keys: list[torch.Tensor] = []
     for position, dim, shares in zip(offset, axis_dims(head_dim), NEIGHBOUR_ENERGY, strict=True):
         energy = torch.zeros(dim // 2)
         energy[: len(shares)] = torch.tensor(shares)[: dim // 2]

@@ -22,10 +22,7 @@ from einops import rearrange
 from torch import nn
 
 from flashvideo.models.attention import FlashVideoAttention
-from flashvideo.models.rope import RotaryEmbedding3D, neighbour_query_key
-
-LOCAL_ATTENTION_GAIN = 1.4
-"""Gain of the query and key norms of a new model: sharp enough that one neighbour gets about half of the attention."""
+from flashvideo.models.rope import RotaryEmbedding3D
 
 
 class PatchEmbed(nn.Module):
@@ -303,25 +300,16 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         self._init_pass_through()
         self._init_local_attention()
 
-    @torch.no_grad()
     def _init_local_attention(self) -> None:
         """Let half of the heads look at a neighbouring token, above, below, left or right, by their biases."""
-        heads, head_dim = self.config.num_attention_heads, self.config.attention_head_dim
         if not self.config.attention_bias:
             return
-        offsets = ((0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
-        first = heads - heads // 2
+        neighbours = ((0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
+        local_heads = self.config.num_attention_heads // 2
         for index, block in enumerate(self.transformer_blocks):
-            attention = block.attn1
-            for norm in (attention.norm_q, attention.norm_k):
-                nn.init.constant_(norm.weight, LOCAL_ATTENTION_GAIN)
-            for head in range(first, heads):
-                rows = slice(head * head_dim, (head + 1) * head_dim)
-                offset = offsets[(index * (heads // 2) + head - first) % len(offsets)]
-                query, key = neighbour_query_key(offset, head_dim)
-                for layer, pattern in ((attention.to_q, query), (attention.to_k, key)):
-                    layer.weight[rows] *= 0.5
-                    layer.bias[rows] = pattern
+            assert isinstance(block, FlashVideoBlock)
+            first = index * local_heads
+            block.attn1.init_local([neighbours[(first + i) % len(neighbours)] for i in range(local_heads)])
 
     @torch.no_grad()
     def _init_pass_through(self) -> None:

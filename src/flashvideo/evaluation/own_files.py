@@ -1,0 +1,137 @@
+"""How a model does on files of one's own, which have no prompt and no rendered truth.
+
+A video is enhanced to twice its size and compared with itself. A still is brought down by the model's factor, enhanced
+back and compared with what it was. Both also go through the VAE alone, at 640 pixels of width: Stage II cannot be
+better than its VAE.
+
+    python -m flashvideo.evaluation.own_files --output own.json --pictures DIR [--right-half] FILE ...
+
+Shapes: clips (F, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_ratio
+from flashvideo.evaluation.suite import Record, clip_psnr, compare, upscale
+from flashvideo.pipelines.loading import load_pipeline
+from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.vae import decode_latents, encode_pixels
+from flashvideo.video import contact_sheet, read_video, resize_video, save_image
+
+VAE_WIDTH = 640
+STILL_FRAMES = 5
+"""A still is enhanced as a short clip in which nothing moves: the models know clips."""
+STILL_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def read_still(path: Path, *, right_half: bool = False) -> Tensor:
+    """A picture as a clip of one frame; `right_half` keeps that half, of pictures that show two side by side."""
+    with Image.open(path) as image:
+        levels = np.asarray(image.convert("RGB"))
+    if right_half:
+        levels = levels[:, levels.shape[1] // 2 :]
+    return torch.from_numpy(levels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def fit(clip: Tensor, width: int, multiple: int) -> Tensor:
+    """Resize to a width, the height to the nearest multiple that keeps the shape."""
+    height = max(1, round(clip.shape[-2] * width / clip.shape[-1] / multiple)) * multiple
+    return resize_video(clip, height, width)
+
+
+def through_vae(pipeline: FlashVideoPipeline, clip: Tensor) -> Record:
+    """What the VAE keeps of a clip, at 640 pixels of width."""
+    clip = fit(clip, VAE_WIDTH, 16)
+    latents = encode_pixels(pipeline.vae, clip[None], scale=1.0)
+    result = decode_latents(pipeline.vae, latents, scale=1.0, clamp=True)[0].float()
+    return {
+        "vae_psnr": clip_psnr(result, clip),
+        "vae_gradient_energy": gradient_energy_ratio(result, clip).item(),
+    }
+
+
+def video_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record, Tensor]:
+    """Enhance a clip to twice its size.
+
+    Returns:
+        The VAE's figures and "fidelity", the PSNR of the downsampled result; frames to look at: bicubic, result.
+    """
+    height, width = 2 * clip.shape[-2], 2 * clip.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    result: Any = pipeline.stage2(
+        clip[None], height=height, width=width, generator=generator, output_type="pt"
+    )
+    frames = result.frames[0].float()
+    record = through_vae(pipeline, clip) | {"fidelity": downsampled_psnr(frames, clip).mean().item()}
+    middle = len(clip) // 2
+    return record, torch.stack((upscale(clip, height, width, "bicubic")[middle], frames[middle]))
+
+
+def still_figures(pipeline: FlashVideoPipeline, still: Tensor) -> tuple[Record, Tensor]:
+    """Bring a still down by the model's factor and enhance it back.
+
+    Returns:
+        The VAE's figures, those of `compare` for Stage II and bicubic, and "colour_shift", the largest difference of a
+        channel's mean in 8-bit levels; frames to look at: bicubic, result, truth.
+    """
+    scale = pipeline.preset.stage2.width // pipeline.preset.stage1.width
+    truth = fit(still, VAE_WIDTH, 16 * scale)
+    height, width = truth.shape[-2:]
+    low = resize_video(truth, height // scale, width // scale)
+    generator = torch.Generator().manual_seed(0)
+    clip = low.expand(STILL_FRAMES, -1, -1, -1)
+    result: Any = pipeline.stage2(clip[None], generator=generator, output_type="pt")
+    outputs = {
+        "stage2": result.frames[0][STILL_FRAMES // 2][None].float(),
+        "bicubic": upscale(low, height, width, "bicubic"),
+    }
+    record = through_vae(pipeline, still)
+    for name, output in outputs.items():
+        record |= {f"{name}_{key}": value for key, value in compare(output, truth).items()}
+        shift = (output - truth).mean(dim=(0, 2, 3)).abs().max().item()
+        record[f"{name}_colour_shift"] = 127.5 * shift
+    return record, torch.cat((outputs["bicubic"], outputs["stage2"], truth))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Measure a model on videos and stills of one's own.")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="videos, or stills: .jpg, .png")
+    parser.add_argument("--model", default="nano", help="nano, or a model folder")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--pictures", type=Path, help="folder for frames to look at")
+    parser.add_argument("--right-half", action="store_true", help="stills show two pictures; take the right")
+    arguments = parser.parse_args()
+    pipeline = load_pipeline(arguments.model)
+    pipeline.set_progress_bar_config(disable=True)
+    records = {}
+    for path in tqdm(arguments.files):
+        with torch.no_grad():
+            if path.suffix.lower() in STILL_SUFFIXES:
+                still = read_still(path, right_half=arguments.right_half)
+                record, frames = still_figures(pipeline, still)
+            else:
+                num_frames = pipeline.preset.stage1.num_frames
+                record, frames = video_figures(pipeline, read_video(path, num_frames=num_frames).frames)
+        records[path.name] = record
+        arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+        if arguments.pictures:
+            arguments.pictures.mkdir(parents=True, exist_ok=True)
+            sheet = contact_sheet(frames, columns=len(frames))
+            save_image(arguments.pictures / f"{path.stem}.png", sheet)
+        print(path.name, " ".join(f"{name}={value:.3f}" for name, value in record.items()))
+
+
+if __name__ == "__main__":
+    main()
