@@ -199,6 +199,16 @@ def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> N
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_stage_2_sends_its_share_of_small_clips_through_the_vae(stage2: Stage2Task, share: float) -> None:
+    phase = dataclasses.replace(stage2.recipe.phases[0], round_trip=share)
+    stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
+    seen = []
+    stage2._round_trip = lambda small: seen.append(small.shape[-2:]) or small
+    stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))
+    assert seen == ([(4, 4)] if share else [])
+
+
 def test_stage_2_is_judged_at_full_size_and_leaves_a_picture(stage2: Stage2Task) -> None:
     Path(stage2.recipe.output).mkdir()  # as the loop does
     values = stage2.validate()

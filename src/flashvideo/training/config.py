@@ -171,6 +171,8 @@ class Stage2Phase(Phase):
         times_per_clip: how many flow times each encoded pair is trained at.
         text_dropout: share of samples trained with zeros for text; 1 trains without text.
         strong: share of clips with the strong pixel degradation, the others get the weak one.
+        round_trip: share of clips that go through the VAE while they are small, as a generated preview has. Only for
+            crops near the full frame: in much smaller ones the VAE shifts colours, and Stage II learns to shift back.
     """
 
     crops: tuple[tuple[int, int], ...]
@@ -179,6 +181,7 @@ class Stage2Phase(Phase):
     times_per_clip: int = 1
     text_dropout: float = 0.1
     strong: float = 0.2
+    round_trip: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,13 +122,13 @@ class Stage2Task:
     def _pair(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(z_hq, z_lq before latent degradation) of a batch."""
         draws = torch.rand(2, generator=generator)
-        strong, preview = float(draws[0]) < phase.strong, float(draws[1]) < 0.5
+        strong, round_trip = float(draws[0]) < phase.strong, float(draws[1]) < phase.round_trip
         low = degrade_pixels(
             pixels,
             generator,
             scale=self.recipe.scale,
             strong=strong,
-            at_low_resolution=self._round_trip if preview else None,
+            at_low_resolution=self._round_trip if round_trip else None,
         )
         # The target is the posterior's mean; the input is a sample, as at inference.
         z_hq = encode_pixels(self.vae, pixels, scale=self.scale)
