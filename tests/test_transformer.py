@@ -122,6 +122,30 @@ def test_a_started_model_is_a_scale_away_from_its_input(power):
     assert (output - gain * latents).square().mean() < 0.03 * output.square().mean()
 
 
+@torch.no_grad()
+def test_a_model_started_from_examples_has_one_gain_for_each_principal_component(generator):
+    """Where signal and noise lie in different directions, one output scale for each gives the signal alone."""
+    model = FlashVideoTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=1, patch_size=2,
+        time_embed_dim=8, text_embed_dim=4,
+    )  # fmt: skip
+    coarse = torch.randn(2048, 1, 4, 1, 1, generator=generator).expand(
+        2048, 1, 4, 2, 2
+    )  # one value for each patch
+    noise = 0.1 * torch.randn(2048, 1, 4, 2, 2, generator=generator)
+    noise -= noise.mean((-1, -2), keepdim=True)
+    model.init_for_training(coarse + noise, coarse)
+    assert model(coarse, torch.zeros(2048, 5, 4), torch.tensor(500.0)).sample.abs().max() == 0
+
+    directions = model.proj_out.weight[:, :16]  # what each component adds to a patch
+    model.norm_out.linear.bias.zero_()
+    output = model(coarse + noise, torch.zeros(2048, 5, 4), torch.tensor(500.0)).sample
+    assert (directions.norm(dim=0) > 0.5).sum() == 4  # of sixteen, four hold all that is to be predicted
+    assert (output - coarse).square().mean() < 0.05 * coarse.square().mean()
+    spread = output - output.mean((-1, -2), keepdim=True)
+    assert spread.square().mean() < 0.02 * noise.square().mean()
+
+
 def test_gradient_checkpointing_changes_no_gradient(tiny_transformer, inputs):
     latents, text, timestep = inputs
     gradients = []

@@ -1,6 +1,7 @@
 """The loop on a tiny VAE: it learns, saves, resumes bit for bit, and survives interruption."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,19 @@ def test_a_muon_step_changes_the_kernel_itself(tmp_path: Path) -> None:
     update = (before - kernel.detach()).flatten(1)
     singular = torch.linalg.svdvals(update)
     assert singular.max() < 2.5 * singular.min()  # orthogonalised: all directions move about alike
+
+
+def test_a_modules_factor_scales_its_learning_rate(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        _recipe(tmp_path / "run", steps=1), rate_factors={"vae": 0.0}, weight_decay=0.0
+    )
+    task = TinyVAETask(recipe, torch.device("cpu"))
+    before = [p.detach().clone() for p in task.modules.parameters()]
+    train(task, recipe, recipe.phases)
+    assert all(torch.equal(a, b) for a, b in zip(before, task.modules.parameters(), strict=True))
+
+
+def test_a_factor_for_an_unknown_module_is_an_error(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(_recipe(tmp_path / "run"), rate_factors={"text": 0.1})
+    with pytest.raises(ValueError, match="rate_factors must name one of vae, got 'text'"):
+        _run(recipe)

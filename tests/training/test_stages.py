@@ -134,6 +134,29 @@ def test_stage_1_goes_on_from_saved_weights(stage1: Stage1Task, tmp_path: Path) 
         assert torch.equal(a, b)
 
 
+def test_stage_1_goes_on_with_a_new_text_encoder_if_the_recipe_says_so(
+    stage1: Stage1Task, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        for parameter in stage1.modules.parameters():
+            parameter.add_(0.125)
+    stage1.save(tmp_path / "saved")
+    recipe = dataclasses.replace(stage1.recipe, start=str(tmp_path / "saved"), keep_text=False)
+    task = Stage1Task(recipe, CPU)
+    saved, again = stage1.modules.state_dict(), task.modules.state_dict()
+    same = {name.partition(".")[0]: torch.equal(saved[name], again[name]) for name in saved}
+    assert same == {"transformer": True, "text_encoder": False}
+
+
+def test_a_new_stage_1_starts_from_the_principal_components_of_its_noisy_clips(stage1: Stage1Task) -> None:
+    recipe = dataclasses.replace(stage1.recipe, model=TRANSFORMER | {"num_attention_heads": 3})
+    task = Stage1Task(recipe, CPU)
+    noisy, _ = task._examples()
+    tokens = task.transformer.patch_embed.proj(noisy.flatten(0, 1)).movedim(1, -1).flatten(0, -2)
+    tokens = tokens[:, :32]  # patches of 8 channels and 2 x 2 elements; the other 16 hold the constant
+    torch.testing.assert_close(tokens.T.cov(), torch.eye(32), atol=1e-3, rtol=0)
+
+
 def test_an_epoch_uses_every_clip_once_and_captions_change_between_epochs(stage1: Stage1Task) -> None:
     dataset = stage1.dataset(0)
     first, second = ([dataset[i] for i in range(e * 8, e * 8 + 8)] for e in range(2))

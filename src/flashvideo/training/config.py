@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,7 @@ class Recipe:
         seed: of initial weights, data and noise.
         workers: processes that make training data.
         optimizer: "adamw", or "muon" for the hidden matrices with AdamW for the rest.
+        rate_factors: by module, such as {text_encoder: 0.1}: its part of every learning rate.
         weight_decay, max_grad_norm: as in AdamW; gradient norm is clipped.
         ema_decay: of the exponential moving average of the weights, which is what is saved and validated.
         bf16: autocast to bfloat16.
@@ -71,6 +72,7 @@ class Recipe:
     seed: int = 0
     workers: int = 1
     optimizer: str = "adamw"
+    rate_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     ema_decay: float = 0.995
@@ -149,6 +151,7 @@ class Stage1Recipe(Recipe):
         size: (height, width) of the preview.
         text_dropout: share of samples trained with zeros for text.
         cache_clips: encoded clips kept for reuse.
+        keep_text: with `start`, go on with its text encoder too; otherwise a new one is trained.
     """
 
     vae: str
@@ -158,6 +161,7 @@ class Stage1Recipe(Recipe):
     size: tuple[int, int] = (96, 160)
     text_dropout: float = 0.1
     cache_clips: int = 4096
+    keep_text: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,15 +120,34 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (`recipe.optimizer`)."""
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (`recipe.optimizer`).
+
+    A group's "factor" is its part of every learning rate (`recipe.rate_factors`).
+
+    Raises:
+        ValueError: if a factor is given for a module that the task does not train.
+    """
+    trained = [name for name, _ in modules.named_children()]
+    for name in recipe.rate_factors:
+        if name not in trained:
+            raise ValueError(f"rate_factors must name one of {', '.join(trained)}, got {name!r}")
     named = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
-    adam: dict[str, Any] = {"lr": 1.0, "betas": (0.9, 0.98), "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "adamw":
-        return [torch.optim.AdamW([p for _, p in named], **adam)]
-    hidden = [p for n, p in named if is_hidden(n, p)]
-    rest = [p for n, p in named if not is_hidden(n, p)]
+    hidden = [p for n, p in named if recipe.optimizer == "muon" and is_hidden(n, p)]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if recipe.optimizer == "adamw" or not is_hidden(name, parameter):
+            factor = recipe.rate_factors.get(name.partition(".")[0], 1.0)
+            groups.setdefault(factor, []).append(parameter)
+    adam = torch.optim.AdamW(
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
+        lr=1.0,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
+    )
+    if not hidden:
+        return [adam]
     muon = KernelMuon(hidden, lr=1.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [torch.optim.AdamW(rest, **adam), muon]
+    return [adam, muon]
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -234,7 +253,7 @@ class Run:
         rate = learning_rate(self.phases[state["phase"]], state["step"])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             loss, values = self.task.loss(batch, state["phase"], self.generator)
         if not torch.isfinite(loss):

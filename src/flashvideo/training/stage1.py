@@ -74,10 +74,11 @@ class Stage1Task:
             transformer = FlashVideoTransformer3DModel.from_pretrained(
                 Path(recipe.start) / "stage1_transformer"
             )
-            text_encoder = T5EncoderModel.from_pretrained(Path(recipe.start) / "text_encoder")
         else:
             transformer = FlashVideoTransformer3DModel(text_embed_dim=text_config.d_model, **recipe.model)
-            transformer.init_for_training()
+        if recipe.start and recipe.keep_text:
+            text_encoder = T5EncoderModel.from_pretrained(Path(recipe.start) / "text_encoder")
+        else:
             text_encoder = T5EncoderModel(text_config)
         self.transformer, self.text_encoder = transformer, text_encoder
         self.modules = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
@@ -90,6 +91,19 @@ class Stage1Task:
             pool, self.vae, seed=recipe.seed, count=recipe.cache_clips, size=recipe.size, bf16=recipe.bf16
         )
         self.latents = load_pool(pool, recipe.cache_clips)
+        if not recipe.start:
+            transformer.init_for_training(*self._examples())
+
+    def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
+        """Noisy latents of single frames and their v: what a new transformer starts from."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        clips = self.latents[:count]
+        frame = torch.randint(0, clips.shape[1], (len(clips),), generator=generator)
+        latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
+        timesteps = sample_timesteps(len(clips), self.recipe.phases[0].density, generator)
+        a = self.table.cpu()[timesteps]
+        noise = torch.randn(latents.shape, generator=generator)
+        return add_noise(latents, noise, a), velocity_target(latents, noise, a)
 
     def dataset(self, phase_index: int) -> Dataset:
         """Latents and captions of a phase."""

@@ -7,6 +7,7 @@ Shapes: pixels (B, F, 3, H, W) in [-1, 1], latents (B, f, C, h, w), text (B, L, 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Stage2Task:
             )
         else:
             transformer = FlashVideoTransformer3DModel(**recipe.model)
-            transformer.init_for_training()
+            transformer.init_for_training(*self._examples())
             # Until the first text arrives, a prompt has no effect rather than a random one.
             nn.init.zeros_(transformer.patch_embed.text_proj.weight)
         self.transformer = transformer
@@ -97,6 +98,24 @@ class Stage2Task:
             self.tokenizer = AutoTokenizer.from_pretrained(Path(recipe.text) / "tokenizer")
             encoder = T5EncoderModel.from_pretrained(Path(recipe.text) / "text_encoder")
             self.text_encoder = encoder.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _examples(self, count: int = 48) -> tuple[Tensor, Tensor]:
+        """Points of paths between crops of the first phase and their velocities: what a new transformer starts from."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        phase = dataclasses.replace(self.recipe.phases[0], crops=self.recipe.phases[0].crops[:1])
+        crops = CaptionedCrops(sample_seed(self.recipe.seed, 32), phase, self.recipe.size)
+        points, velocities = [], []
+        for i in range(count):
+            z_hq, z_lq = self._pair(crops[i][0][None].to(self.device), phase, generator)
+            noise_step = torch.randint(
+                phase.noise_steps[0], phase.noise_steps[1] + 1, (1,), generator=generator
+            )
+            z_lq = degrade_latents(z_lq.cpu(), noise_step, generator)
+            t = sample_times(1, self.recipe.shift, generator)
+            points.append(interpolate(z_lq, z_hq.cpu(), t))
+            velocities.append(z_hq.cpu() - z_lq)
+        return torch.cat(points), torch.cat(velocities)
 
     def dataset(self, phase_index: int) -> Dataset:
         """Clean crops and captions of a phase."""
