@@ -6,7 +6,13 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
 from flashvideo.models.attention import FlashVideoAttnProcessor
-from flashvideo.models.rope import apply_rope, axis_dims, neighbour_query_key, rope_tables
+from flashvideo.models.rope import (
+    PositionEmbedding3D,
+    apply_rope,
+    axis_dims,
+    neighbour_query_key,
+    rope_tables,
+)
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
 
@@ -65,7 +71,8 @@ def test_the_number_of_frames_is_a_condition_of_stage2_alone(tiny_transformer):
     for stage, noise_step in ((1, None), (2, 675)):
         model = tiny_transformer(stage)
         three, five = (
-            model.embed_conditions(timestep, noise_step, torch.zeros(1, f, 8, 4, 4)) for f in (3, 5)
+            model.embed_conditions(timestep, noise_step, torch.zeros(1, f, 8, 4, 4), torch.zeros(1, 8, 12))
+            for f in (3, 5)
         )
         assert three.equal(five) == (stage == 1)
     assert text.shape[1] == model.config.max_text_seq_length
@@ -84,6 +91,40 @@ def test_new_stage2_embedders_leave_a_stage1_model_as_it_is():
     torch.testing.assert_close(
         stage2(latents, text, timestep, noise_step=675).sample, stage1(latents, text, timestep).sample
     )
+
+
+@torch.no_grad()
+def test_a_model_extended_by_embedders_predicts_what_it_did_until_they_learn(
+    tiny_transformer, inputs, tmp_path
+):
+    saved = tiny_transformer(1)
+    saved.save_pretrained(tmp_path)
+    model = FlashVideoTransformer3DModel.extended_from(tmp_path, position_embed=True, pooled_text_embed=True)
+    expected = saved(*inputs).sample
+    torch.testing.assert_close(model(*inputs).sample, expected)
+    for embedding in (model.position_embedding.linear, model.pooled_text_embedding.linear_2):
+        embedding.weight.normal_()
+        changed = model(*inputs).sample
+        assert not torch.allclose(changed, expected)
+        expected = changed
+
+
+def test_a_model_is_not_extended_from_weights_of_another_kind(tiny_transformer, tmp_path):
+    tiny_transformer(1).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="must hold the weights of such a model, got other ones: transformer_blocks"
+    ):
+        FlashVideoTransformer3DModel.extended_from(tmp_path, num_layers=3)
+
+
+@torch.no_grad()
+def test_absolute_positions_follow_frames_taken_out_of_a_longer_clip():
+    embedding = PositionEmbedding3D(16, 2, 8)
+    embedding.linear.weight.normal_()
+    whole, some = torch.zeros(1, 5, 3, 4, 6), torch.zeros(1, 3, 3, 4, 6)
+    chosen = embedding(some, torch.tensor([0, 2, 4])).unflatten(0, (3, 6))
+    torch.testing.assert_close(chosen, embedding(whole).unflatten(0, (5, 6))[::2])
+    assert not torch.allclose(chosen[0, 0], chosen[0, 1])
 
 
 @torch.no_grad()

@@ -54,8 +54,8 @@ def test_the_merged_projection_equals_the_references_merge(golden):
 def test_the_condition_embedding_equals_the_references(golden, stage):
     model = golden.build_transformer(stage)
     for name, case, timesteps, noise_step in golden.transformer_calls(stage):
-        latents, _ = golden.transformer_inputs(stage, case)
-        embedding = model.embed_conditions(timesteps, noise_step, latents)
+        latents, text = golden.transformer_inputs(stage, case)
+        embedding = model.embed_conditions(timesteps, noise_step, latents, text)
         assert golden.difference(embedding, f"{name}/emb") <= golden.EMBEDDING, name
 
 

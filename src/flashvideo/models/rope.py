@@ -128,6 +128,47 @@ def neighbour_query_key(offset: tuple[int, int, int], head_dim: int) -> tuple[to
     return torch.cat(queries), torch.cat(keys)
 
 
+def token_tables(
+    latents: torch.Tensor, patch_size: int, head_dim: int, frame_positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rope_tables` of the tokens of latents (B, f, C, h, w)."""
+    _, num_frames, _, height, width = latents.shape
+    return rope_tables(
+        num_frames,
+        height // patch_size,
+        width // patch_size,
+        head_dim,
+        device=latents.device,
+        frame_positions=frame_positions,
+    )
+
+
+class PositionEmbedding3D(nn.Module):
+    """Absolute positions: cosines and sines of a token's rotation angles through a linear map that starts at zero.
+
+    Rotary embedding alone tells how tokens lie to each other, and where they are only by way of the text tokens, which
+    are not rotated. A large model learns that; a small one learns it late.
+
+    Args:
+        head_dim: Channels per attention head, the number of features.
+        patch_size: Latent pixels per token side.
+        dim: Token channels C.
+    """
+
+    def __init__(self, head_dim: int, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.patch_size = patch_size
+        self.linear = nn.Linear(head_dim, dim, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, latents: torch.Tensor, frame_positions: torch.Tensor | None = None) -> torch.Tensor:
+        """What to add to the video tokens of latents (B, f, C, h, w); returns (f * h/p * w/p, C)."""
+        cos, sin = token_tables(latents, self.patch_size, self.head_dim, frame_positions)
+        features = torch.cat((cos[:, ::2], sin[:, ::2]), dim=-1)  # (S, D)
+        return self.linear(features.to(self.linear.weight.dtype))
+
+
 class RotaryEmbedding3D(nn.Module):
     """`rope_tables` as a parameter-free module, so that context parallelism can split its output.
 
@@ -146,12 +187,4 @@ class RotaryEmbedding3D(nn.Module):
         self, latents: torch.Tensor, frame_positions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables for latents of shape (B, f, C, h, w); returns two (f * h/p * w/p, D) tensors."""
-        _, num_frames, _, height, width = latents.shape
-        return rope_tables(
-            num_frames,
-            height // self.patch_size,
-            width // self.patch_size,
-            self.head_dim,
-            device=latents.device,
-            frame_positions=frame_positions,
-        )
+        return token_tables(latents, self.patch_size, self.head_dim, frame_positions)

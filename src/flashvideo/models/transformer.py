@@ -8,7 +8,8 @@ Shapes: B batch, f latent frames, c latent channels, h and w latent height and w
 S = f * h/p * w/p video tokens, L text tokens, C channels of the token stream, E time embedding channels.
 """
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,10 +20,11 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
+from safetensors.torch import load_file
 from torch import nn
 
 from flashvideo.models.attention import FlashVideoAttention
-from flashvideo.models.rope import RotaryEmbedding3D
+from flashvideo.models.rope import PositionEmbedding3D, RotaryEmbedding3D
 
 
 class PatchEmbed(nn.Module):
@@ -187,6 +189,10 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         patch_bias: Whether the patch projection has a bias.
         noise_step_embed: Whether the latent degradation step is an input (Stage II).
         num_frames_embed: Whether the number of latent frames is embedded (Stage II).
+        position_embed: Whether tokens are told their absolute position, beside the rotary embedding (not in the
+            released models).
+        pooled_text_embed: Whether the text tokens' largest values join the time embedding (not in the released
+            models).
 
     Example:
         >>> import torch
@@ -239,6 +245,8 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         patch_bias: bool = True,
         noise_step_embed: bool = False,
         num_frames_embed: bool = False,
+        position_embed: bool = False,
+        pooled_text_embed: bool = False,
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -252,6 +260,13 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             self.noise_step_embedding = _zero_embedder(dim, time_embed_dim, timestep_activation_fn)
         if num_frames_embed:
             self.num_frames_embedding = _zero_embedder(dim, time_embed_dim, timestep_activation_fn)
+        self.pooled_text_embedding = self.position_embedding = None
+        if pooled_text_embed:
+            self.pooled_text_embedding = _zero_embedder(
+                text_embed_dim, time_embed_dim, timestep_activation_fn
+            )
+        if position_embed:
+            self.position_embedding = PositionEmbedding3D(attention_head_dim, patch_size, dim)
 
         self.transformer_blocks = nn.ModuleList(
             FlashVideoBlock(
@@ -273,6 +288,33 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         )
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
+
+    @classmethod
+    def extended_from(cls, folder: str | Path, **changes: Any) -> Self:
+        """Load saved weights into a model that differs from the saved one in its optional embedders alone.
+
+        Args:
+            folder: What `save_pretrained` wrote.
+            changes: Arguments that differ; what the saved model lacks starts without effect.
+
+        Raises:
+            ValueError: If the weights do not fit.
+        """
+        model = cls.from_config(dict(cls.load_config(folder)) | changes)
+        state = load_file(Path(folder) / "diffusion_pytorch_model.safetensors")
+        missing = model.state_dict().keys() - state.keys()
+        optional = (
+            "noise_step_embedding",
+            "num_frames_embedding",
+            "pooled_text_embedding",
+            "position_embedding",
+        )
+        if surplus := [k for k in missing if not k.startswith(optional)] + [
+            *(state.keys() - model.state_dict().keys())
+        ]:
+            raise ValueError(f"{folder} must hold the weights of such a model, got other ones: {surplus[0]}")
+        model.load_state_dict(state, strict=False)
+        return model
 
     def init_for_training(
         self, inputs: torch.Tensor | None = None, targets: torch.Tensor | None = None
@@ -300,7 +342,12 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
                 nn.init.zeros_(module.linear.bias)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
-        embeddings = (self.time_embedding, self.noise_step_embedding, self.num_frames_embedding)
+        embeddings = (
+            self.time_embedding,
+            self.noise_step_embedding,
+            self.num_frames_embedding,
+            self.pooled_text_embedding,
+        )
         modules = [m for e in embeddings if e is not None for m in e.modules()]
         for linear in (m for m in modules if isinstance(m, nn.Linear)):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
@@ -340,6 +387,10 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         # Alternating signs: layer norms remove the mean.
         signs = 1 - 2 * (torch.arange(width - size) % 2)
         embed.bias[size:] = signs * (2 * size / (width - size)) ** 0.5
+        if self.position_embedding is not None:
+            # Beside the constant, where the output does not look. Not zero: what depends on time and on the text
+            # together, as a motion does, could not begin to be learned.
+            nn.init.normal_(self.position_embedding.linear.weight[size:], std=0.15)
         # What the norm divides by where components have unit variance.
         usual = ((size + 2 * size) / width) ** 0.5
         self.proj_out.weight[:, :size] = usual * components * answer_size
@@ -347,14 +398,19 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         scale.fill_(-1.0)
 
     def embed_conditions(
-        self, timestep: torch.Tensor, noise_step: torch.Tensor | int | None, latents: torch.Tensor
+        self,
+        timestep: torch.Tensor,
+        noise_step: torch.Tensor | int | None,
+        latents: torch.Tensor,
+        text: torch.Tensor,
     ) -> torch.Tensor:
-        """The vector that modulates every block: time, plus noise step and frame count where the model has them.
+        """The vector that modulates every block: time, plus what else the model has an embedder for.
 
         Args:
             timestep: Network time, () or (B,), see `FlashVideoTransformer3DModel.forward`.
             noise_step: Step of the latent degradation, an integer, () or (B,); None if the model has no input for it.
             latents: (B, f, c, h, w), for batch, frame count, dtype and device.
+            text: Text embeddings (B, L, D).
 
         Returns:
             (B, E).
@@ -379,6 +435,8 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         if self.noise_step_embedding is not None:
             assert noise_step is not None
             embedding = embedding + self.noise_step_embedding(features(noise_step))
+        if self.pooled_text_embedding is not None:
+            embedding = embedding + self.pooled_text_embedding(text.amax(dim=1))
         return embedding
 
     def forward(
@@ -412,9 +470,11 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         num_frames, patch_size = hidden_states.shape[1], self.config.patch_size
         height = hidden_states.shape[3] // patch_size
 
-        temb = self.embed_conditions(timestep, noise_step, hidden_states)  # (B, E)
+        temb = self.embed_conditions(timestep, noise_step, hidden_states, encoder_hidden_states)  # (B, E)
         rotary_tables = self.rope(hidden_states, frame_positions)  # 2 x (S, D)
         video, text = self.patch_embed(hidden_states, encoder_hidden_states)  # (B, S, C), (B, L, C)
+        if self.position_embedding is not None:
+            video = video + self.position_embedding(hidden_states, frame_positions)
         if torch.is_autocast_enabled(video.device.type):
             # A float32 residual stream costs little and trains better.
             video, text = video.float(), text.float()

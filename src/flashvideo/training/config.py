@@ -133,10 +133,12 @@ class Stage1Phase(Phase):
         density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
         keyframes: latent frames drawn at random from each clip, at their own positions in time; 0 for all. Frames of
             one clip are much alike, so that a few of them teach almost as much as all.
+        ends: share of steps whose keyframes are the first and the last latent frame, between which a motion shows most.
     """
 
     density: float = 2.5
     keyframes: int = 0
+    ends: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

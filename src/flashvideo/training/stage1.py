@@ -21,7 +21,7 @@ from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
 from flashvideo.text import build_word_tokenizer, encode_prompts
-from flashvideo.training.config import Stage1Recipe
+from flashvideo.training.config import Stage1Phase, Stage1Recipe
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.vae import sample_seed
 from flashvideo.vae import decode_latents
@@ -71,8 +71,8 @@ class Stage1Task:
             vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, **recipe.text
         )
         if recipe.start:
-            transformer = FlashVideoTransformer3DModel.from_pretrained(
-                Path(recipe.start) / "stage1_transformer"
+            transformer = FlashVideoTransformer3DModel.extended_from(
+                Path(recipe.start) / "stage1_transformer", **recipe.model
             )
         else:
             transformer = FlashVideoTransformer3DModel(text_embed_dim=text_config.d_model, **recipe.model)
@@ -127,10 +127,8 @@ class Stage1Task:
         """Mean squared error of v, text dropped for guidance."""
         latents, prompts = batch
         latents = latents.to(generator.device).float()
-        positions = None
-        if keyframes := self.recipe.phases[phase_index].keyframes:
-            order = torch.randperm(latents.shape[1], generator=generator, device=latents.device)
-            positions = order[:keyframes].sort().values
+        positions = self._keyframes(latents.shape[1], self.recipe.phases[phase_index], generator)
+        if positions is not None:
             latents = latents[:, positions]
         count = len(latents)
         text = self.encode(list(prompts))
@@ -147,6 +145,16 @@ class Stage1Task:
         high = timesteps > 800
         named = {"high": float(error[high].mean().detach())} if high.any() else {}
         return error.mean(), named
+
+    @staticmethod
+    def _keyframes(num_frames: int, phase: Stage1Phase, generator: torch.Generator) -> Tensor | None:
+        """Positions of the latent frames that a step trains on; None for all."""
+        if not phase.keyframes:
+            return None
+        order = torch.randperm(num_frames, generator=generator, device=generator.device)
+        if phase.ends and float(torch.rand((), generator=generator, device=generator.device)) < phase.ends:
+            order = torch.tensor((0, num_frames - 1), device=generator.device)
+        return order[: phase.keyframes].sort().values
 
     @torch.no_grad()
     def sample(
