@@ -183,7 +183,7 @@ class Stage2Phase(Phase):
 
     crops: tuple[tuple[int, int], ...]
     natural: float = 0.4
-    noise_steps: tuple[int, int] = (0, 80)
+    noise_steps: tuple[int, int] = (0, 12)
     times_per_clip: int = 1
     text_dropout: float = 0.1
     strong: float = 0.2
