@@ -8,8 +8,7 @@ Shapes: B batch, f latent frames, c latent channels, h and w latent height and w
 S = f * h/p * w/p video tokens, L text tokens, C channels of the token stream, E time embedding channels.
 """
 
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,7 +19,6 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import nn
 
 from flashvideo.models.attention import FlashVideoAttention
@@ -288,33 +286,6 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         )
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
-
-    @classmethod
-    def extended_from(cls, folder: str | Path, **changes: Any) -> Self:
-        """Load saved weights into a model that differs from the saved one in its optional embedders alone.
-
-        Args:
-            folder: What `save_pretrained` wrote.
-            changes: Arguments that differ; what the saved model lacks starts without effect.
-
-        Raises:
-            ValueError: If the weights do not fit.
-        """
-        model = cls.from_config(dict(cls.load_config(folder)) | changes)
-        state = load_file(Path(folder) / "diffusion_pytorch_model.safetensors")
-        missing = model.state_dict().keys() - state.keys()
-        optional = (
-            "noise_step_embedding",
-            "num_frames_embedding",
-            "pooled_text_embedding",
-            "position_embedding",
-        )
-        if surplus := [k for k in missing if not k.startswith(optional)] + [
-            *(state.keys() - model.state_dict().keys())
-        ]:
-            raise ValueError(f"{folder} must hold the weights of such a model, got other ones: {surplus[0]}")
-        model.load_state_dict(state, strict=False)
-        return model
 
     def init_for_training(
         self, inputs: torch.Tensor | None = None, targets: torch.Tensor | None = None

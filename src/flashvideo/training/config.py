@@ -147,23 +147,21 @@ class Stage1Recipe(Recipe):
 
     Attributes:
         vae: folder of the trained VAE.
-        model: arguments of `FlashVideoTransformer3DModel`.
-        text: arguments of the T5 text encoder.
+        model: arguments of `FlashVideoTransformer3DModel`; with `start` they are those of the weights.
+        text: arguments of the T5 text encoder, likewise.
         phases: in order.
         size: (height, width) of the preview.
         text_dropout: share of samples trained with zeros for text.
         cache_clips: encoded clips kept for reuse.
-        keep_text: with `start`, go on with its text encoder too; otherwise a new one is trained.
     """
 
     vae: str
-    model: dict[str, Any]
-    text: dict[str, Any]
     phases: tuple[Stage1Phase, ...]
+    model: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] = (96, 160)
     text_dropout: float = 0.1
     cache_clips: int = 4096
-    keep_text: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +195,7 @@ class Stage2Recipe(Recipe):
     Attributes:
         vae: folder of the trained VAE.
         text: folder of the trained Stage I (tokenizer and text encoder, frozen); empty trains without text.
-        model: arguments of `FlashVideoTransformer3DModel`.
+        model: arguments of `FlashVideoTransformer3DModel`; with `start` they are those of the weights.
         phases: in order, coarse to fine.
         size: (height, width) of the full frame.
         scale: factor between preview and full frame.
@@ -205,8 +203,8 @@ class Stage2Recipe(Recipe):
     """
 
     vae: str
-    model: dict[str, Any]
     phases: tuple[Stage2Phase, ...]
+    model: dict[str, Any] = field(default_factory=dict)
     text: str = ""
     size: tuple[int, int] = (384, 640)
     scale: int = 4

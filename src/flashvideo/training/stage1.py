@@ -67,23 +67,19 @@ class Stage1Task:
         torch.manual_seed(recipe.seed)
         self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
         self.tokenizer = build_word_tokenizer(vocabulary())
-        text_config = T5Config(
-            vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, **recipe.text
-        )
         if recipe.start:
-            transformer = FlashVideoTransformer3DModel.extended_from(
-                Path(recipe.start) / "stage1_transformer", **recipe.model
-            )
+            start = Path(recipe.start)
+            transformer = FlashVideoTransformer3DModel.from_pretrained(start / "stage1_transformer")
+            text_encoder = T5EncoderModel.from_pretrained(start / "text_encoder")
         else:
-            transformer = FlashVideoTransformer3DModel(text_embed_dim=text_config.d_model, **recipe.model)
-        if recipe.start and recipe.keep_text:
-            text_encoder = T5EncoderModel.from_pretrained(Path(recipe.start) / "text_encoder")
-        else:
-            text_encoder = T5EncoderModel(text_config)
+            words = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
+            text_encoder = T5EncoderModel(T5Config(**words, **recipe.text))
+            width = text_encoder.config.d_model
+            transformer = FlashVideoTransformer3DModel(text_embed_dim=width, **recipe.model)
         self.transformer, self.text_encoder = transformer, text_encoder
         self.modules = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
         self.modules.float().to(device).train()
-        self.max_text_tokens = int(recipe.model["max_text_seq_length"])
+        self.max_text_tokens = int(transformer.config.max_text_seq_length)
         self.table = alphas_cumprod_sqrt_table().to(device)
         self.temporal = int(self.vae.config.temporal_compression_ratio)
         pool = Path(recipe.output) / "pool"
