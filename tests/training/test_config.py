@@ -36,7 +36,7 @@ def test_overrides_reach_into_phases(tmp_path: Path) -> None:
 
 
 def test_crops_of_stage_2_are_pairs() -> None:
-    recipe = load_recipe(RECIPES / "nano_stage2.yaml")
+    recipe = load_recipe(RECIPES / "nano_stage2_1.yaml")
     assert isinstance(recipe, Stage2Recipe)
     assert all(len(crop) == 2 for phase in recipe.phases for crop in phase.crops)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from flashvideo.data.shapes_world import is_held_out
+from flashvideo.schedule import velocity_target
 from flashvideo.training.config import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.stage1 import Stage1Task, held_out_scenes, sample_timesteps
 from flashvideo.training.stage2 import CaptionedCrops, Stage2Task
+from flashvideo.vae import decode_latents
 
 CPU = torch.device("cpu")
 TRANSFORMER = {
@@ -131,7 +134,21 @@ def test_stage_1_is_judged_by_the_readers_and_leaves_a_picture(stage1: Stage1Tas
     values = stage1.validate(2)
     assert set(values) == {"color", "shape", "motion", "background", "all"}
     assert all(0 <= v <= 1 for v in values.values())
-    assert (Path(stage1.recipe.output) / "validation.png").exists()
+    assert all((Path(stage1.recipe.output) / name).exists() for name in ("validation.png", "guess.png"))
+
+
+def test_the_first_guess_is_the_clean_clip_that_v_of_pure_noise_means(stage1: Stage1Task) -> None:
+    clean, noise = stage1.latents[:1].float(), torch.randn(1)
+    seen = []
+
+    def forward(latents: torch.Tensor, text: torch.Tensor, timestep: torch.Tensor) -> SimpleNamespace:
+        seen.append(timestep.item())
+        return SimpleNamespace(sample=velocity_target(clean, noise.expand(clean.shape), stage1.table[-1]))
+
+    stage1.transformer.forward = forward
+    expected = decode_latents(stage1.vae, clean, scale=stage1.vae.config.scaling_factor, clamp=True)
+    torch.testing.assert_close(stage1.guess(["a red ball"], frames=5), expected)
+    assert seen == [999.0]
 
 
 def test_stage_1_goes_on_from_saved_weights(stage1: Stage1Task, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Train a model by a recipe. Ctrl-C saves, and --resume continues.",
     )
     parser.add_argument(
-        "recipe", type=Path, metavar="RECIPE", help="a YAML file such as recipes/nano_stage1.yaml"
+        "recipe", type=Path, metavar="RECIPE", help="a YAML file such as recipes/nano_stage1_1.yaml"
     )
     parser.add_argument(
         "overrides",

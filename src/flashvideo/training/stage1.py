@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import T5Config, T5EncoderModel
 
 from flashvideo.data.captions import caption, full_caption, vocabulary
-from flashvideo.data.shapes_world import Scene, sample_scene
+from flashvideo.data.shapes_world import NUM_FRAMES, Scene, sample_scene
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
@@ -159,18 +159,9 @@ class Stage1Task:
         """Previews (B, F, 3, H, W) in [-1, 1], without the pipeline's bookkeeping."""
         device = self.vae.device
         generator = torch.Generator(device).manual_seed(seed)
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        height, width = (s // factor for s in self.recipe.size)
-        shape = (
-            len(prompts),
-            1 + (frames - 1) // self.temporal,
-            self.vae.config.latent_channels,
-            height,
-            width,
-        )
         scheduler = FlashVideoScheduler()
         scheduler.set_timesteps(steps, device)
-        latents = torch.randn(shape, generator=generator, device=device)
+        latents = self._noise(len(prompts), frames, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
             text = self.encode(prompts)
             both = torch.cat((torch.zeros_like(text), text))
@@ -180,21 +171,47 @@ class Stage1Task:
                 unconditional, conditional = output.chunk(2)
                 v = unconditional + guidance * (conditional - unconditional)
                 latents = scheduler.step(v, timestep, latents, generator=generator).prev_sample
-            clips = [
-                decode_latents(self.vae, x[None], scale=self.vae.config.scaling_factor, clamp=True)
-                for x in latents
-            ]
+            return self._decode(latents)
+
+    @torch.no_grad()
+    def guess(self, prompts: list[str], *, frames: int, seed: int = 0) -> Tensor:
+        """The first guess from pure noise, (B, F, 3, H, W) in [-1, 1]: the mean of all clips that fit a prompt.
+
+        It shows what the text has taught: where two prompts look alike here, the model takes them for the same.
+        """
+        generator = torch.Generator(self.vae.device).manual_seed(seed)
+        noise = self._noise(1, frames, generator).expand(len(prompts), -1, -1, -1, -1)
+        with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            last = torch.full((len(prompts),), float(len(self.table) - 1), device=self.vae.device)
+            # At the last step a is 0, and v is minus the clean latents.
+            return self._decode(-self.transformer(noise, self.encode(prompts), last).sample.float())
+
+    def _noise(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = (s // factor for s in self.recipe.size)
+        shape = (count, 1 + (frames - 1) // self.temporal, self.vae.config.latent_channels, height, width)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        scale = float(self.vae.config.scaling_factor)
+        clips = [decode_latents(self.vae, x[None], scale=scale, clamp=True) for x in latents]
         return torch.cat(clips).float().clamp(-1, 1)
 
     @torch.no_grad()
     def validate(self, count: int = 32) -> dict[str, float]:
-        """What share of held-out prompts' attributes the readers find in the previews; writes a contact sheet."""
+        """What share of held-out prompts' attributes the readers find in the previews.
+
+        Writes contact sheets of previews and of first guesses, three frames of each.
+        """
         scenes = held_out_scenes(count)
+        prompts = [full_caption(s) for s in scenes]
         steps, guidance = NANO.stage1.num_inference_steps, NANO.stage1.guidance_scale
-        clips = self.sample([full_caption(s) for s in scenes], steps=steps, guidance=guidance, frames=17)
+        clips = self.sample(prompts, steps=steps, guidance=guidance, frames=NUM_FRAMES)
         found = [agreement(read_clip(clip), scene) for clip, scene in zip(clips, scenes, strict=True)]
-        frames = torch.stack([clip[i] for clip in clips[:16] for i in (0, 8, 16)])
-        save_image(Path(self.recipe.output) / "validation.png", contact_sheet(frames, columns=6))
+        guesses = self.guess(prompts[:16], frames=NUM_FRAMES)
+        for name, shown in (("validation", clips[:16]), ("guess", guesses)):
+            frames = torch.stack([clip[i] for clip in shown for i in (0, NUM_FRAMES // 2, NUM_FRAMES - 1)])
+            save_image(Path(self.recipe.output) / f"{name}.png", contact_sheet(frames, columns=6))
         values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
         return values | {"all": float(np.mean([all(f.values()) for f in found]))}
 
