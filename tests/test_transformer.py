@@ -6,6 +6,7 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
 from flashvideo.models.attention import FlashVideoAttnProcessor
+from flashvideo.models.initialization import init_for_training
 from flashvideo.models.rope import (
     PositionEmbedding3D,
     apply_rope,
@@ -122,7 +123,7 @@ def test_absolute_positions_follow_frames_taken_out_of_a_longer_clip():
 @torch.no_grad()
 def test_a_model_started_for_training_predicts_zero_and_learns(tiny_transformer, inputs):
     model = tiny_transformer(1)
-    model.init_for_training()
+    init_for_training(model)
     latents, text, timestep = inputs
     assert model(latents, text, timestep).sample.abs().max() == 0
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -146,7 +147,7 @@ def test_a_started_model_is_a_scale_away_from_its_input(power):
         num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=1, patch_size=2,
         time_embed_dim=8, text_embed_dim=4,
     )  # fmt: skip
-    model.init_for_training()
+    init_for_training(model)
     model.norm_out.linear.bias.zero_()
     latents = power * torch.randn(1, 3, 4, 8, 12)
     output = model(latents, torch.zeros(1, 5, 4), torch.tensor([500.0])).sample
@@ -167,7 +168,7 @@ def test_a_model_started_from_examples_has_one_gain_for_each_principal_component
     )  # one value for each patch
     noise = 0.1 * torch.randn(2048, 1, 4, 2, 2, generator=generator)
     noise -= noise.mean((-1, -2), keepdim=True)
-    model.init_for_training(coarse + noise, coarse)
+    init_for_training(model, coarse + noise, coarse)
     assert model(coarse, torch.zeros(2048, 5, 4), torch.tensor(500.0)).sample.abs().max() == 0
 
     directions = model.proj_out.weight[:, :16]  # what each component adds to a patch

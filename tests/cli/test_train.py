@@ -109,6 +109,10 @@ def test_each_task_is_built_by_its_own_class():
             ["stage2.yaml"],
             "the recipe's vae must be a folder of trained weights, got nowhere; train it first",
         ),
+        (
+            ["stage2.yaml", "model={}", "start=nothing"],
+            "the recipe's start must be a folder of trained weights, got nothing; train it first",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(call, refusal, recipe, tmp_path, monkeypatch, words, sentence):
@@ -117,6 +121,7 @@ def test_a_wrong_recipe_is_one_sentence(call, refusal, recipe, tmp_path, monkeyp
         recipe.read_text()
         .replace("task: vae", "task: stage2\nvae: nowhere")
         .replace("crop: [8, 8]", "crops: [[8, 8]]")
+        .replace("model: {}", "model: {num_layers: 1}")
     )
     (tmp_path / "stage2.yaml").write_text(text)
     said = refusal(call, "train", *words)

@@ -134,17 +134,25 @@ def test_a_muon_step_changes_the_kernel_itself(tmp_path: Path) -> None:
     assert singular.max() < 2.5 * singular.min()  # orthogonalised: all directions move about alike
 
 
-def test_a_modules_factor_scales_its_learning_rate(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(
-        _recipe(tmp_path / "run", steps=1), rate_factors={"vae": 0.0}, weight_decay=0.0
-    )
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_modules_factor_scales_its_learning_rate_also_when_resumed(tmp_path: Path, optimizer: str) -> None:
+    options = {"optimizer": optimizer, "weight_decay": 0.0, "rate_factors": {"vae": 0.0}}
+    recipe = dataclasses.replace(_recipe(tmp_path / "run", steps=1), **options)
     task = TinyVAETask(recipe, torch.device("cpu"))
     before = [p.detach().clone() for p in task.modules.parameters()]
-    train(task, recipe, recipe.phases)
+    train(task, recipe, recipe.phases[:1])
     assert all(torch.equal(a, b) for a, b in zip(before, task.modules.parameters(), strict=True))
+    faster = dataclasses.replace(recipe, rate_factors={"vae": 1.0})
+    resumed = _run(faster, resume=True)
+    assert not any(torch.equal(a, b) for a, b in zip(before, resumed.modules.parameters(), strict=True))
 
 
 def test_a_factor_for_an_unknown_module_is_an_error(tmp_path: Path) -> None:
     recipe = dataclasses.replace(_recipe(tmp_path / "run"), rate_factors={"text": 0.1})
     with pytest.raises(ValueError, match="rate_factors must name one of vae, got 'text'"):
         _run(recipe)
+
+
+def test_a_factor_that_is_no_number_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rate_factors\.vae must be a number of at least 0, got 'slow'"):
+        dataclasses.replace(_recipe(tmp_path / "run"), rate_factors={"vae": "slow"})

@@ -122,6 +122,32 @@ def test_a_share_of_steps_has_its_keyframes_at_the_clips_ends(stage1: Stage1Task
     assert abs(ends - (share + (1 - share) * by_chance)) < 0.07
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ends": 0.5}, "ends needs keyframes: 2 of more than one frame, got 0 of 5"),
+        (
+            {"ends": 0.5, "keyframes": 2, "frames": 1},
+            "ends needs keyframes: 2 of more than one frame, got 2 of 1",
+        ),
+        ({"ends": 1.5, "keyframes": 2}, r"ends in \[0, 1\], got 2 and 1.5"),
+        ({"keyframes": -1}, "keyframes must be at least 0"),
+    ],
+)
+def test_keyframes_that_make_no_sense_are_an_error(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Stage1Phase(**{"steps": 1, "batch": 1, "frames": 5, "learning_rate": 1e-3} | changes)
+
+
+@pytest.mark.parametrize("name", ["model", "text"])
+def test_stage_1_starts_from_weights_or_from_a_description_not_both(stage1: Stage1Task, name: str) -> None:
+    with pytest.raises(ValueError, match=f"must give either start or '{name}', got neither"):
+        dataclasses.replace(stage1.recipe, **{name: {}})
+    everything = {"start": "folder", "model": {}, "text": {}}
+    with pytest.raises(ValueError, match=f"must give either start or '{name}', got both"):
+        dataclasses.replace(stage1.recipe, **everything | {name: {"d": 1}})
+
+
 def test_stage_1_samples_have_the_size_of_a_preview_and_follow_the_seed(stage1: Stage1Task) -> None:
     options = {"steps": 2, "guidance": 2.0, "frames": 5}
     first, again = (stage1.sample(["a red ball"], seed=1, **options) for _ in range(2))
@@ -156,7 +182,9 @@ def test_stage_1_goes_on_from_saved_weights(stage1: Stage1Task, tmp_path: Path) 
         for parameter in stage1.modules.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
     stage1.save(tmp_path / "model")
-    continued = Stage1Task(dataclasses.replace(stage1.recipe, start=str(tmp_path / "model")), CPU)
+    continued = Stage1Task(
+        dataclasses.replace(stage1.recipe, start=str(tmp_path / "model"), model={}, text={}), CPU
+    )
     for a, b in zip(stage1.modules.parameters(), continued.modules.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -92,7 +92,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ValueError: In one sentence, what is wrong.
     """
-    for name in ("vae", "text"):
+    for name in ("start", "vae", "text"):
         folder = getattr(recipe, name, None)
         # The text of a Stage I recipe is the description of a new encoder, of a Stage II recipe a folder.
         if isinstance(folder, str) and folder and not Path(folder).is_dir():

@@ -22,7 +22,7 @@ from flashvideo.video import contact_sheet, resize_video, save_image
 
 
 def preview_and_final(pipeline: FlashVideoPipeline, prompt: str, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The last frames of a preview, enlarged without smoothing, and of the final video; each (3, H, W)."""
+    """The last frame of the preview, enlarged without smoothing, and that of the final video; each (3, H, W)."""
     generator = torch.Generator().manual_seed(seed)
     result: Any = pipeline(prompt, generator=generator, output_type="pt")
     final = result.frames[0].float()

@@ -144,10 +144,11 @@ def token_tables(
 
 
 class PositionEmbedding3D(nn.Module):
-    """Absolute positions: cosines and sines of a token's rotation angles through a linear map that starts at zero.
+    """Absolute positions: cosines and sines of a token's rotation angles through a linear map.
 
     Rotary embedding alone tells how tokens lie to each other, and where they are only by way of the text tokens, which
-    are not rotated. A large model learns that; a small one learns it late.
+    are not rotated. A large model learns that; a small one late. Added to a trained model the map has no effect
+    until it learns.
 
     Args:
         head_dim: Channels per attention head, the number of features.

@@ -2,7 +2,8 @@
 
 A CogVideoX transformer with 3D RoPE. Parameter names are those of diffusers' ``CogVideoXTransformer3DModel``, so
 CogVideoX weights and LoRAs load. Stage II adds two optional embedders: the step of the latent degradation and the
-number of latent frames, both added to the time embedding.
+number of latent frames, both added to the time embedding. Small models may have two more, which the released ones lack:
+pooled text, added likewise, and absolute positions. A new model starts by `flashvideo.models.initialization`.
 
 Shapes: B batch, f latent frames, c latent channels, h and w latent height and width, p patch size,
 S = f * h/p * w/p video tokens, L text tokens, C channels of the token stream, E time embedding channels.
@@ -287,87 +288,6 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
 
-    def init_for_training(
-        self, inputs: torch.Tensor | None = None, targets: torch.Tensor | None = None
-    ) -> None:
-        """Start a new model with a zero output, from which the best linear answer is one step away.
-
-        Modulations are zero (adaLN-Zero, arXiv 2212.09748), so blocks are the identity. The principal components of a
-        patch, scaled to unit variance, each enter as one channel of its token and leave with the size that they have
-        in what the model learns to predict; a constant in the other channels keeps the last norm from dividing by what
-        a patch holds. The output scale, which the time embedding sets, is then one gain for each component: the best
-        linear answer at that time. Without this a narrow model spends most of a short training on passing noise
-        through. Where tokens are too narrow for their patches, the output projection starts at zero instead.
-
-        Half of the heads start by looking at one neighbouring token, whatever it holds; without this a small model is
-        slow to make tokens agree on an object's outline.
-
-        Args:
-            inputs: Examples of what the model is given (B, f, c, h, w), for their principal components; by default
-                patches count as white.
-            targets: What it learns to predict from these, same shape; by default as large as the inputs.
-        """
-        for module in self.modules():
-            if isinstance(module, AdaptiveLayerNormZero | AdaptiveLayerNormOut):
-                nn.init.zeros_(module.linear.weight)
-                nn.init.zeros_(module.linear.bias)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
-        embeddings = (
-            self.time_embedding,
-            self.noise_step_embedding,
-            self.num_frames_embedding,
-            self.pooled_text_embedding,
-        )
-        modules = [m for e in embeddings if e is not None for m in e.modules()]
-        for linear in (m for m in modules if isinstance(m, nn.Linear)):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            nn.init.zeros_(linear.bias)
-        self._init_pass_through(inputs, targets if targets is not None else inputs)
-        self._init_local_attention()
-
-    def _init_local_attention(self) -> None:
-        """Let half of the heads look at a neighbouring token, above, below, left or right, by their biases."""
-        if not self.config.attention_bias:
-            return
-        neighbours = ((0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
-        local_heads = self.config.num_attention_heads // 2
-        for index, block in enumerate(self.transformer_blocks):
-            assert isinstance(block, FlashVideoBlock)
-            first = index * local_heads
-            block.attn1.init_local([neighbours[(first + i) % len(neighbours)] for i in range(local_heads)])
-
-    @torch.no_grad()
-    def _init_pass_through(self, inputs: torch.Tensor | None, targets: torch.Tensor | None) -> None:
-        embed = self.patch_embed.proj
-        width, size = embed.out_channels, embed.weight[0].numel()
-        if size + 2 > width or embed.bias is None or self.proj_out.out_features != size:
-            return
-        mean, components, spread = torch.zeros(size), torch.eye(size), torch.ones(size)
-        answer_size = spread
-        if inputs is not None and targets is not None:
-            patches, answers = (_patches(x, self.config.patch_size) for x in (inputs, targets))
-            mean = patches.mean(0)
-            variances, components = torch.linalg.eigh(patches.T.cov())  # a column for each component
-            spread = variances.clamp(min=1e-8).sqrt()
-            answer_size = (answers @ components).square().mean(0).sqrt()
-        whiten = components.T / spread[:, None]  # a row for each component
-        nn.init.zeros_(embed.weight)
-        embed.weight[:size] = whiten.reshape(size, *embed.weight.shape[1:])
-        embed.bias[:size] = -whiten @ mean
-        # Alternating signs: layer norms remove the mean.
-        signs = 1 - 2 * (torch.arange(width - size) % 2)
-        embed.bias[size:] = signs * (2 * size / (width - size)) ** 0.5
-        if self.position_embedding is not None:
-            # Beside the constant, where the output does not look. Not zero: what depends on time and on the text
-            # together, as a motion does, could not begin to be learned.
-            nn.init.normal_(self.position_embedding.linear.weight[size:], std=0.15)
-        # What the norm divides by where components have unit variance.
-        usual = ((size + 2 * size) / width) ** 0.5
-        self.proj_out.weight[:, :size] = usual * components * answer_size
-        scale = self.norm_out.linear.bias.chunk(2)[1]
-        scale.fill_(-1.0)
-
     def embed_conditions(
         self,
         timestep: torch.Tensor,
@@ -488,11 +408,6 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
                 f"encoder_hidden_states must be (batch, at most {config.max_text_seq_length} tokens, "
                 f"{config.text_embed_dim}), got {tuple(text.shape)}"
             )
-
-
-def _patches(latents: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """The patches of (B, f, c, h, w) in the order in which `PatchEmbed` reads their elements, (N, c p p)."""
-    return rearrange(latents.float(), "b f c (h p) (w q) -> (b f h w) (c p q)", p=patch_size, q=patch_size)
 
 
 def _zero_embedder(dim: int, time_embed_dim: int, activation: str) -> TimestepEmbedding:

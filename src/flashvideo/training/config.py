@@ -85,6 +85,9 @@ class Recipe:
             raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for module, factor in self.rate_factors.items():
+            if not isinstance(factor, int | float) or factor < 0:
+                raise ValueError(f"rate_factors.{module} must be a number of at least 0, got {factor!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,17 @@ class Stage1Phase(Phase):
     keyframes: int = 0
     ends: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keyframes < 0 or not 0 <= self.ends <= 1:
+            raise ValueError(
+                f"keyframes must be at least 0 and ends in [0, 1], got {self.keyframes} and {self.ends}"
+            )
+        if self.ends and (self.keyframes != 2 or self.frames == 1):
+            raise ValueError(
+                f"ends needs keyframes: 2 of more than one frame, got {self.keyframes} of {self.frames}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Recipe(Recipe):
@@ -162,6 +176,11 @@ class Stage1Recipe(Recipe):
     size: tuple[int, int] = (96, 160)
     text_dropout: float = 0.1
     cache_clips: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_one_origin(self.start, self.model, "model")
+        _check_one_origin(self.start, self.text, "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +228,16 @@ class Stage2Recipe(Recipe):
     size: tuple[int, int] = (384, 640)
     scale: int = 4
     shift: float = 2.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_one_origin(self.start, self.model, "model")
+
+
+def _check_one_origin(start: str, arguments: dict[str, Any], name: str) -> None:
+    if bool(start) == bool(arguments):
+        got = "both" if start else "neither"
+        raise ValueError(f"the recipe must give either start or {name!r}, got {got}")
 
 
 RECIPES: dict[str, type[Recipe]] = {"vae": VAERecipe, "stage1": Stage1Recipe, "stage2": Stage2Recipe}

@@ -122,7 +122,7 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
 def build_optimizer(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (`recipe.optimizer`).
 
-    A group's "factor" is its part of every learning rate (`recipe.rate_factors`).
+    One optimiser for each kind and each of `recipe.rate_factors`, which its group holds as "factor".
 
     Raises:
         ValueError: if a factor is given for a module that the task does not train.
@@ -131,23 +131,20 @@ def build_optimizer(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     for name in recipe.rate_factors:
         if name not in trained:
             raise ValueError(f"rate_factors must name one of {', '.join(trained)}, got {name!r}")
-    named = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
-    hidden = [p for n, p in named if recipe.optimizer == "muon" and is_hidden(n, p)]
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in named:
-        if recipe.optimizer == "adamw" or not is_hidden(name, parameter):
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in modules.named_parameters():
+        if parameter.requires_grad:
+            hidden = recipe.optimizer == "muon" and is_hidden(name, parameter)
             factor = recipe.rate_factors.get(name.partition(".")[0], 1.0)
-            groups.setdefault(factor, []).append(parameter)
-    adam = torch.optim.AdamW(
-        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
-        lr=1.0,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-    )
-    if not hidden:
-        return [adam]
-    muon = KernelMuon(hidden, lr=1.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [adam, muon]
+            groups.setdefault((hidden, factor), []).append(parameter)
+    adam: dict[str, Any] = {"lr": 1.0, "betas": (0.9, 0.98), "weight_decay": recipe.weight_decay}
+    muon: dict[str, Any] = {"lr": 1.0, "weight_decay": recipe.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers: list[torch.optim.Optimizer] = []
+    for (hidden, factor), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        optimizer = KernelMuon(parameters, **muon) if hidden else torch.optim.AdamW(parameters, **adam)
+        optimizer.param_groups[0]["factor"] = factor
+        optimizers.append(optimizer)
+    return optimizers
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -217,7 +214,9 @@ class Run:
         saved = torch.load(path, map_location=self.device, weights_only=True)
         self.task.modules.load_state_dict(saved["modules"])
         for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
+            factor = optimizer.param_groups[0]["factor"]  # the recipe's counts, as all of its rates do
             optimizer.load_state_dict(values)
+            optimizer.param_groups[0]["factor"] = factor
         for shadow, value in zip(self.average.shadow, saved["average"], strict=True):
             shadow.copy_(value)
         self.generator.set_state(saved["generator"].cpu())
@@ -253,7 +252,7 @@ class Run:
         rate = learning_rate(self.phases[state["phase"]], state["step"])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("factor", 1.0)
+                group["lr"] = rate * group["factor"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             loss, values = self.task.loss(batch, state["phase"], self.generator)
         if not torch.isfinite(loss):

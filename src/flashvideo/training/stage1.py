@@ -17,6 +17,7 @@ from transformers import T5Config, T5EncoderModel
 from flashvideo.data.captions import caption, full_caption, vocabulary
 from flashvideo.data.shapes_world import NUM_FRAMES, Scene, sample_scene
 from flashvideo.evaluation.readers import agreement, read_clip
+from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
@@ -88,7 +89,7 @@ class Stage1Task:
         )
         self.latents = load_pool(pool, recipe.cache_clips)
         if not recipe.start:
-            transformer.init_for_training(*self._examples())
+            init_for_training(transformer, *self._examples())
 
     def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
         """Noisy latents of single frames and their v: what a new transformer starts from."""

@@ -32,6 +32,7 @@ from flashvideo.flow import (
     sample_times,
     time_grid,
 )
+from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.text import encode_prompts
@@ -87,7 +88,7 @@ class Stage2Task:
             )
         else:
             transformer = FlashVideoTransformer3DModel(**recipe.model)
-            transformer.init_for_training(*self._examples())
+            init_for_training(transformer, *self._examples())
             # Until the first text arrives, a prompt has no effect rather than a random one.
             nn.init.zeros_(transformer.patch_embed.text_proj.weight)
         self.transformer = transformer
@@ -101,20 +102,16 @@ class Stage2Task:
 
     @torch.no_grad()
     def _examples(self, count: int = 48) -> tuple[Tensor, Tensor]:
-        """Points of paths between crops of the first phase and their velocities: what a new transformer starts from."""
-        generator = torch.Generator().manual_seed(self.recipe.seed)
+        """Points on paths of the first phase and their velocities: what a new transformer starts from."""
+        generator = torch.Generator(self.device).manual_seed(self.recipe.seed)
         phase = dataclasses.replace(self.recipe.phases[0], crops=self.recipe.phases[0].crops[:1])
         crops = CaptionedCrops(sample_seed(self.recipe.seed, 32), phase, self.recipe.size)
         points, velocities = [], []
         for i in range(count):
             z_hq, z_lq = self._pair(crops[i][0][None].to(self.device), phase, generator)
-            noise_step = torch.randint(
-                phase.noise_steps[0], phase.noise_steps[1] + 1, (1,), generator=generator
-            )
-            z_lq = degrade_latents(z_lq.cpu(), noise_step, generator)
-            t = sample_times(1, self.recipe.shift, generator)
-            points.append(interpolate(z_lq, z_hq.cpu(), t))
-            velocities.append(z_hq.cpu() - z_lq)
+            z_lq, t, _ = self._draw(z_lq, phase, generator)
+            points.append(interpolate(z_lq, z_hq, t).cpu())
+            velocities.append((z_hq - z_lq).cpu())
         return torch.cat(points), torch.cat(velocities)
 
     def dataset(self, phase_index: int) -> Dataset:
@@ -154,6 +151,17 @@ class Stage2Task:
         z_lq = encode_pixels(self.vae, low, scale=self.scale, generator=generator)
         return z_hq.float(), z_lq.float()
 
+    def _draw(
+        self, z_lq: Tensor, phase: Stage2Phase, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Degraded latents, and for each sample a time and the noise step of its degradation."""
+        count, (low, high) = len(z_lq), phase.noise_steps
+        noise_step = torch.randint(low, high + 1, (count,), generator=generator, device=self.device)
+        z_lq = degrade_latents(z_lq, noise_step, generator)
+        t = sample_times(count, self.recipe.shift, generator)
+        # Stratified times come sorted; batches do not.
+        return z_lq, t[torch.randperm(count, generator=generator, device=self.device)], noise_step
+
     def loss(
         self, batch: tuple[Tensor, list[str]], phase_index: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -166,11 +174,7 @@ class Stage2Task:
         count = len(z_hq)
         text = self.encode_text(list(prompts)).repeat(repeat, 1, 1)
         keep = torch.rand(count, generator=generator, device=self.device) >= phase.text_dropout
-        low, high = phase.noise_steps
-        noise_step = torch.randint(low, high + 1, (count,), generator=generator, device=self.device)
-        z_lq = degrade_latents(z_lq, noise_step, generator)
-        t = sample_times(count, self.recipe.shift, generator)
-        t = t[torch.randperm(count, generator=generator, device=self.device)]
+        z_lq, t, noise_step = self._draw(z_lq, phase, generator)
         v = self.transformer(
             interpolate(z_lq, z_hq, t), text * keep[:, None, None], network_timestep(t), noise_step=noise_step
         ).sample
