@@ -21,6 +21,7 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
+from flashvideo.shapes import latent_shape
 from flashvideo.text import build_word_tokenizer, encode_prompts
 from flashvideo.training.config import Stage1Phase, Stage1Recipe
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
@@ -188,10 +189,8 @@ class Stage1Task:
             return self._decode(-self.transformer(noise, self.encode(prompts), last).sample.float())
 
     def _noise(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        height, width = (s // factor for s in self.recipe.size)
-        shape = (count, 1 + (frames - 1) // self.temporal, self.vae.config.latent_channels, height, width)
-        return torch.randn(shape, generator=generator, device=generator.device)
+        shape = latent_shape(frames, *self.recipe.size, vae_config=self.vae.config)
+        return torch.randn(shape.as_tuple(count), generator=generator, device=generator.device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         scale = float(self.vae.config.scaling_factor)
