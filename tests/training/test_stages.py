@@ -15,6 +15,7 @@ from flashvideo.training.config import Stage1Phase, Stage1Recipe, Stage2Phase, S
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.stage1 import Stage1Task, held_out_scenes, sample_timesteps
 from flashvideo.training.stage2 import CaptionedCrops, Stage2Task
+from flashvideo.training.vae import contrast_distance
 from flashvideo.vae import decode_latents
 
 CPU = torch.device("cpu")
@@ -252,6 +253,28 @@ def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(s
     assert torch.isfinite(loss) and loss.item() > 0
     loss.backward()
     assert stage2.transformer.proj_out.weight.grad.any()
+
+
+@pytest.mark.parametrize(("share_of_velocity", "has_all_detail"), [(1.0, True), (0.0, False)])
+def test_stage_2_contrast_term_asks_for_the_detail_that_a_velocity_leaves_out(
+    stage2: Stage2Task, share_of_velocity: float, has_all_detail: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z_lq, z_hq = torch.zeros(1, 3, 4, 17, 17), torch.randn(1, 3, 4, 17, 17, generator=generator)
+    stage2._pair = lambda *_: (z_lq, z_hq)
+    stage2._draw = lambda z, *_: (z, torch.full((len(z),), 0.5), torch.zeros(len(z), dtype=torch.long))
+    stage2.transformer.forward = lambda x, *_, **__: SimpleNamespace(
+        sample=(share_of_velocity * z_hq).expand_as(x)
+    )
+    losses = []
+    for weight in (0.0, 2.0):
+        phase = dataclasses.replace(stage2.recipe.phases[0], contrast_weight=weight)
+        stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
+        losses.append(stage2.loss(_batch(stage2, 1), 0, generator)[0].item())
+    clean = 0.5 * z_hq + 0.5 * share_of_velocity * z_hq
+    term = contrast_distance(clean, z_hq).item()
+    assert losses[1] - losses[0] == pytest.approx(2 * term, abs=1e-5)
+    assert (term < 1e-6) == has_all_detail
 
 
 def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> None:

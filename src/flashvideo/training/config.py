@@ -205,6 +205,7 @@ class Stage2Phase(Phase):
     text_dropout: float = 0.1
     strong: float = 0.2
     round_trip: float = 0.0
+    contrast_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

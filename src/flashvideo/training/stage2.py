@@ -37,7 +37,7 @@ from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.text import encode_prompts
 from flashvideo.training.config import Stage2Phase, Stage2Recipe
-from flashvideo.training.vae import held_out_clips, sample_seed
+from flashvideo.training.vae import contrast_distance, held_out_clips, sample_seed
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.video import contact_sheet, resize_video, save_image
 
@@ -175,10 +175,13 @@ class Stage2Task:
         text = self.encode_text(list(prompts)).repeat(repeat, 1, 1)
         keep = torch.rand(count, generator=generator, device=self.device) >= phase.text_dropout
         z_lq, t, noise_step = self._draw(z_lq, phase, generator)
-        v = self.transformer(
-            interpolate(z_lq, z_hq, t), text * keep[:, None, None], network_timestep(t), noise_step=noise_step
-        ).sample
-        return flow_matching_loss(v, z_lq, z_hq), {}
+        x = interpolate(z_lq, z_hq, t)
+        v = self.transformer(x, text * keep[:, None, None], network_timestep(t), noise_step=noise_step).sample
+        loss = flow_matching_loss(v, z_lq, z_hq)
+        if phase.contrast_weight:
+            clean = x + (1 - t.to(x.device))[:, None, None, None, None] * v.float()
+            loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
+        return loss, {}
 
     @torch.no_grad()
     def enhance(self, low: Tensor, *, steps: int, noise_step: int, seed: int = 0) -> Tensor:

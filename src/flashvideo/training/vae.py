@@ -71,6 +71,18 @@ def local_contrast(difference: Tensor) -> Tensor:
     return (energy + 1e-4).sqrt()
 
 
+def contrast_distance(ours: Tensor, true: Tensor) -> Tensor:
+    """L1 distance of `local_contrast`, the mean of both directions; (B, F, C, H, W) to a scalar.
+
+    It tells how much detail there is where, not where its lines run.
+    """
+    distances = [
+        (local_contrast(ours.diff(dim=axis)) - local_contrast(true.diff(dim=axis))).abs().mean()
+        for axis in (-1, -2)
+    ]
+    return (distances[0] + distances[1]) / 2
+
+
 class VAETask:
     """The VAE and its loss: L1 in pixels, in spatial differences and in frame differences, local contrast, and KL."""
 
@@ -110,9 +122,8 @@ class VAETask:
         for axis in (-1, -2):
             ours, true = output.diff(dim=axis), pixels.diff(dim=axis)
             loss = loss + recipe.gradient_weight * 0.5 * (ours - true).abs().mean()
-            if phase.contrast_weight:
-                contrast = (local_contrast(ours) - local_contrast(true)).abs().mean()
-                loss = loss + phase.contrast_weight * 0.5 * contrast
+        if phase.contrast_weight:
+            loss = loss + phase.contrast_weight * contrast_distance(output, pixels)
         if pixels.shape[1] > 1:
             loss = loss + recipe.difference_weight * error.diff(dim=1).abs().mean()
         mse = error.detach().square().mean()
