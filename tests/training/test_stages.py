@@ -261,7 +261,7 @@ def test_stage_2_contrast_term_asks_for_the_detail_that_a_velocity_leaves_out(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     z_lq, z_hq = torch.zeros(1, 3, 4, 17, 17), torch.randn(1, 3, 4, 17, 17, generator=generator)
-    stage2._pair = lambda *_: (z_lq, z_hq)
+    stage2._pair = lambda *_: (z_hq, z_lq)
     stage2._draw = lambda z, *_: (z, torch.full((len(z),), 0.5), torch.zeros(len(z), dtype=torch.long))
     stage2.transformer.forward = lambda x, *_, **__: SimpleNamespace(
         sample=(share_of_velocity * z_hq).expand_as(x)
