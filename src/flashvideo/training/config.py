@@ -196,6 +196,8 @@ class Stage2Phase(Phase):
         strong: share of clips with the strong pixel degradation, the others get the weak one.
         round_trip: share of clips that go through the VAE while they are small, as a generated preview has. Only for
             crops near the full frame: in much smaller ones the VAE shifts colours, and Stage II learns to shift back.
+        contrast_weight: of the distance of local contrast between the clean latents that a velocity points to and the
+            true ones. With little noise the flow alone learns the mean of what might be there, which is smooth.
     """
 
     crops: tuple[tuple[int, int], ...]
