@@ -33,6 +33,13 @@ def test_the_velocity_is_the_paths_derivative(pair):
         torch.testing.assert_close(slope, flow.velocity(z_lq, z_hq).flatten()[index])
 
 
+def test_the_velocity_leads_from_every_point_of_the_path_to_its_end(pair):
+    z_lq, z_hq = pair
+    times = torch.tensor([0.25, 0.75])
+    end = flow.path_end(flow.interpolate(z_lq, z_hq, times), flow.velocity(z_lq, z_hq), times)
+    torch.testing.assert_close(end, z_hq, atol=1e-5, rtol=0)
+
+
 def test_the_shift_keeps_both_ends_and_moves_the_middle_to_low_quality():
     u = torch.tensor([0.0, 0.5, 1.0])
     # 1 - 2.5 * 0.5 / (1 + 1.5 * 0.5)

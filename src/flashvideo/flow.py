@@ -89,6 +89,20 @@ def velocity(z_lq: torch.Tensor, z_hq: torch.Tensor) -> torch.Tensor:
     return z_hq - z_lq
 
 
+def path_end(z_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Where a velocity leads, ``z_hq = z_t + (1 - t) v``.
+
+    Args:
+        z_t: A point on the path (B, ...).
+        v: Velocity there, same shape.
+        t: Times in [0, 1], () or (B,).
+
+    Returns:
+        (B, ...).
+    """
+    return z_t + (1 - _per_sample(t, z_t)) * v
+
+
 def flow_matching_loss(
     v_predicted: torch.Tensor, z_lq: torch.Tensor, z_hq: torch.Tensor, *, reduction: str = "mean"
 ) -> torch.Tensor:

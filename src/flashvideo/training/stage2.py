@@ -29,8 +29,10 @@ from flashvideo.flow import (
     flow_matching_loss,
     interpolate,
     network_timestep,
+    path_end,
     sample_times,
     time_grid,
+    velocity,
 )
 from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
@@ -111,7 +113,7 @@ class Stage2Task:
             z_hq, z_lq = self._pair(crops[i][0][None].to(self.device), phase, generator)
             z_lq, t, _ = self._draw(z_lq, phase, generator)
             points.append(interpolate(z_lq, z_hq, t).cpu())
-            velocities.append((z_hq - z_lq).cpu())
+            velocities.append(velocity(z_lq, z_hq).cpu())
         return torch.cat(points), torch.cat(velocities)
 
     def dataset(self, phase_index: int) -> Dataset:
@@ -179,8 +181,7 @@ class Stage2Task:
         v = self.transformer(x, text * keep[:, None, None], network_timestep(t), noise_step=noise_step).sample
         loss = flow_matching_loss(v, z_lq, z_hq)
         if phase.contrast_weight:
-            clean = x + (1 - t.to(x.device))[:, None, None, None, None] * v.float()
-            loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
+            loss = loss + phase.contrast_weight * contrast_distance(path_end(x, v.float(), t), z_hq)
         return loss, {}
 
     @torch.no_grad()
@@ -194,11 +195,11 @@ class Stage2Task:
             z = degrade_latents(z.float(), noise_step, generator)
             step = torch.full((len(low),), noise_step, device=self.device)
 
-            def velocity(x: Tensor, t: Tensor) -> Tensor:
+            def predict(x: Tensor, t: Tensor) -> Tensor:
                 times = network_timestep(t).expand(len(x)).to(self.device)
                 return self.transformer(x, text, times, noise_step=step).sample.float()
 
-            z = euler(velocity, z, time_grid(steps, self.recipe.shift))
+            z = euler(predict, z, time_grid(steps, self.recipe.shift))
             return decode_latents(self.vae, z, scale=self.scale, clamp=True).float()
 
     @torch.no_grad()
