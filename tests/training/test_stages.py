@@ -255,26 +255,45 @@ def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(s
     assert stage2.transformer.proj_out.weight.grad.any()
 
 
+def _added_by(stage2: Stage2Task, weight: str, z_hq: torch.Tensor, v: torch.Tensor) -> float:
+    """What a term of weight 1 adds to the loss of velocities `v` half way from zeros to `z_hq`."""
+    stage2._pair = lambda *_: (z_hq, torch.zeros_like(z_hq))
+    stage2._draw = lambda z, *_: (z, torch.full((len(z),), 0.5), torch.zeros(len(z), dtype=torch.long))
+    stage2.transformer.forward = lambda x, *_, **__: SimpleNamespace(sample=v.expand_as(x))
+    losses = []
+    for value in (0.0, 1.0):
+        phase = dataclasses.replace(stage2.recipe.phases[0], **{weight: value})
+        stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
+        losses.append(stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))[0].item())
+    return losses[1] - losses[0]
+
+
 @pytest.mark.parametrize(("share_of_velocity", "has_all_detail"), [(1.0, True), (0.0, False)])
 def test_stage_2_contrast_term_asks_for_the_detail_that_a_velocity_leaves_out(
     stage2: Stage2Task, share_of_velocity: float, has_all_detail: bool
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    z_lq, z_hq = torch.zeros(1, 3, 4, 17, 17), torch.randn(1, 3, 4, 17, 17, generator=generator)
-    stage2._pair = lambda *_: (z_hq, z_lq)
-    stage2._draw = lambda z, *_: (z, torch.full((len(z),), 0.5), torch.zeros(len(z), dtype=torch.long))
-    stage2.transformer.forward = lambda x, *_, **__: SimpleNamespace(
-        sample=(share_of_velocity * z_hq).expand_as(x)
-    )
-    losses = []
-    for weight in (0.0, 2.0):
-        phase = dataclasses.replace(stage2.recipe.phases[0], contrast_weight=weight)
-        stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
-        losses.append(stage2.loss(_batch(stage2, 1), 0, generator)[0].item())
+    z_hq = torch.randn(1, 3, 4, 17, 17, generator=torch.Generator().manual_seed(0))
+    term = _added_by(stage2, "contrast_weight", z_hq, share_of_velocity * z_hq)
     clean = 0.5 * z_hq + 0.5 * share_of_velocity * z_hq
-    term = contrast_distance(clean, z_hq).item()
-    assert losses[1] - losses[0] == pytest.approx(2 * term, abs=1e-5)
+    assert term == pytest.approx(contrast_distance(clean, z_hq).item(), abs=1e-5)
     assert (term < 1e-6) == has_all_detail
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"), [((0.2, 0.2, 0.2), 0.0), ((0.0, 0.2, 0.0), 0.1), ((0.0, 0.0, 0.4), 0.1)]
+)
+def test_stage_2_difference_term_is_against_errors_that_change_between_frames(
+    stage2: Stage2Task, offsets: tuple[float, ...], expected: float
+) -> None:
+    z_hq = torch.randn(1, 3, 4, 17, 17, generator=torch.Generator().manual_seed(0))
+    # Half of the path is left, and with it half of the error.
+    v = z_hq + torch.tensor(offsets)[None, :, None, None, None]
+    assert _added_by(stage2, "difference_weight", z_hq, v) == pytest.approx(expected, abs=1e-5)
+
+
+def test_stage_2_difference_term_needs_more_than_one_frame(stage2: Stage2Task) -> None:
+    with pytest.raises(ValueError, match="difference_weight needs more than one frame, got frames: 1"):
+        dataclasses.replace(stage2.recipe.phases[0], difference_weight=0.3, frames=1)
 
 
 def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> None:

@@ -1,6 +1,6 @@
 r"""Plots of what the suite measured and of training curves, as PNG files. Needs matplotlib (the `test` extra).
 
-python -m flashvideo.evaluation.plots --figures figures.json --curve stage1=runs/nano_stage1_2/curve.csv \
+python -m flashvideo.evaluation.plots --figures figures.json --curve stage1=runs/nano_stage1_3/curve.csv \
         --output docs/images
 """
 

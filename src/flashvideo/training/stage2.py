@@ -180,8 +180,11 @@ class Stage2Task:
         x = interpolate(z_lq, z_hq, t)
         v = self.transformer(x, text * keep[:, None, None], network_timestep(t), noise_step=noise_step).sample
         loss = flow_matching_loss(v, z_lq, z_hq)
+        clean = path_end(x, v.float(), t)
         if phase.contrast_weight:
-            loss = loss + phase.contrast_weight * contrast_distance(path_end(x, v.float(), t), z_hq)
+            loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
+        if phase.difference_weight:
+            loss = loss + phase.difference_weight * (clean - z_hq).diff(dim=1).abs().mean()
         return loss, {}
 
     @torch.no_grad()
