@@ -91,6 +91,8 @@ class Stage2Preset:
         latent_scale: Factor between VAE output and latents; FlashVideo 1.15258426 (CogVideoX-2B).
         prompt_prefix: Put before the prompt, without a space; FlashVideo "medium motion,".
         max_text_tokens: Text length after padding; FlashVideo 226 (CogVideoX).
+        consistency: Whether results keep their input's coarse picture and stillness, see
+            `flashvideo.pipelines.consistency`; FlashVideo does not.
     """
 
     height: int
@@ -102,6 +104,7 @@ class Stage2Preset:
     latent_scale: float
     prompt_prefix: str
     max_text_tokens: int
+    consistency: bool
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -170,6 +173,7 @@ FLASHVIDEO = Preset(
         latent_scale=1.15258426,
         prompt_prefix="medium motion,",
         max_text_tokens=226,
+        consistency=False,
     ),
 )
 """The authors' released weights (arXiv 2502.05179)."""
@@ -197,6 +201,7 @@ NANO = Preset(
         latent_scale=1.0,
         prompt_prefix="",
         max_text_tokens=28,
+        consistency=True,
     ),
 )
 """Our own small weights, shipped with the package; chosen by sweeps on held-out procedural videos."""

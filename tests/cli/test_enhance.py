@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flashvideo.evaluation.metrics import downsampled_psnr
 from flashvideo.pipelines.windows import iterate_windows
 from flashvideo.video import probe_video, read_metadata, read_video
 
@@ -57,7 +58,19 @@ def test_the_same_seed_gives_the_same_file_and_settings_are_noted_in_it(enhance,
     note = read_metadata(tmp_path / "one.mp4")
     assert (note["prompt"], note["seed"], note["model"], note["steps"]) == (PROMPT, 3, "toy", {"stage2": 1})
     assert note["sizes"]["input"] == {"num_frames": 9, "height": 16, "width": 24}
-    assert note["settings"]["stage2"] == {"guidance_scale": 2, "noise_step": 10}
+    assert note["settings"]["stage2"] == {"guidance_scale": 2, "noise_step": 10, "consistency": True}
+
+
+def test_consistency_can_be_switched_off(enhance, video_file, tmp_path):
+    path = video_file(num_frames=5)
+    for name, switch in (("on", "--consistency"), ("off", "--no-consistency")):
+        assert enhance(path, "-o", tmp_path / f"{name}.mp4", "--seed", 3, switch).code == 0
+    assert read_metadata(tmp_path / "off.mp4")["settings"]["stage2"]["consistency"] is False
+    given = read_video(path).frames
+    on, off = (
+        downsampled_psnr(read_video(tmp_path / f"{name}.mp4").frames, given).mean() for name in ("on", "off")
+    )
+    assert on > off + 3
 
 
 def test_json_names_input_and_output_and_leaves_the_prompt_out_where_asked(enhance, video_file, tmp_path):

@@ -58,6 +58,7 @@ def test_the_file_says_how_it_was_made(generate, tmp_path):
         2,
         "--detail-guidance",
         1.5,
+        "--no-consistency",
     ]
     generate(PROMPT, "-o", tmp_path / "out.mp4", "--seed", 5, *settings)
     note = read_metadata(tmp_path / "out.mp4")
@@ -66,7 +67,7 @@ def test_the_file_says_how_it_was_made(generate, tmp_path):
     assert note["steps"] == {"stage1": 3, "stage2": 1}
     assert note["sizes"]["stage2"] == {"num_frames": 5, "height": 32, "width": 48}
     assert note["settings"]["stage1"]["guidance_scale"] == 2
-    assert note["settings"]["stage2"] == {"guidance_scale": 1.5, "noise_step": 99}
+    assert note["settings"]["stage2"] == {"guidance_scale": 1.5, "noise_step": 99, "consistency": False}
 
 
 def test_the_prompt_can_be_left_out_of_the_file(generate, tmp_path):

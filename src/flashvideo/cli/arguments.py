@@ -117,6 +117,16 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_consistency(parser: argparse._ActionsContainer) -> None:
+    """Adds `--consistency` and `--no-consistency`."""
+    parser.add_argument(
+        "--consistency",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the coarse picture of what is enhanced, and its stillness (default: the model's own)",
+    )
+
+
 def add_progress(parser: argparse.ArgumentParser) -> None:
     """Adds `--progress` and `--no-progress`."""
     parser.add_argument(

@@ -63,6 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="G",
         help="guidance scale, with --prompt; 1 is none",
     )
+    shared.add_consistency(settings)
     shared.add_seed(settings)
     shared.add_model_options(parser)
     shared.add_prompt_metadata(parser)
@@ -147,6 +148,7 @@ def choose_settings(
         num_inference_steps=arguments.steps,
         guidance_scale=arguments.guidance,
         noise_step=arguments.noise_step,
+        consistency=arguments.consistency,
     )
 
 

@@ -169,6 +169,7 @@ class Generation:
             "num_inference_steps": arguments.detail_steps or (arguments.steps if continues else None),
             "guidance_scale": arguments.detail_guidance or (arguments.guidance if continues else None),
             "noise_step": arguments.noise_step,
+            "consistency": arguments.consistency,
         }
 
     def write_preview(self, path: Path, preview: PreviewState, frames: torch.Tensor) -> None:

@@ -64,10 +64,12 @@ def two_stage_metadata(
         defaults = pipeline.preset.stage2
         sizes["stage2"] = (shape[0], shape[2], shape[3])
         steps["stage2"] = detail["num_inference_steps"] or defaults.num_inference_steps
-        guidance, noise_step = detail["guidance_scale"], detail["noise_step"]
+        guidance = detail["guidance_scale"]
+        noise_step, consistency = detail["noise_step"], detail["consistency"]
         settings["stage2"] = {
             "guidance_scale": 1.0 if prompt is None else guidance or defaults.guidance_scale,
             "noise_step": defaults.noise_step if noise_step is None else noise_step,
+            "consistency": defaults.consistency if consistency is None else consistency,
         }
     return generation_metadata(
         model=model_label(model),
@@ -119,6 +121,7 @@ def enhance_metadata(
             "stage2": {
                 "guidance_scale": 1.0 if prompt is None else settings.guidance_scale,
                 "noise_step": settings.noise_step,
+                "consistency": settings.consistency,
             },
         },
     )

@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano", help="nano, or a model folder")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--pictures", type=Path, help="folder for frames to look at")
+    parser.add_argument("--frames", type=int, help="of a video, from its start; the model's clip length by default")
     parser.add_argument("--right-half", action="store_true", help="stills show two pictures; take the right")
     arguments = parser.parse_args()
     pipeline = load_pipeline(arguments.model)
@@ -122,7 +123,7 @@ def main() -> None:
                 still = read_still(path, right_half=arguments.right_half)
                 record, frames = still_figures(pipeline, still)
             else:
-                num_frames = pipeline.preset.stage1.num_frames
+                num_frames = arguments.frames or pipeline.preset.stage1.num_frames
                 record, frames = video_figures(pipeline, read_video(path, num_frames=num_frames).frames)
         records[path.name] = record
         arguments.output.write_text(json.dumps(records, indent=1) + "\n")

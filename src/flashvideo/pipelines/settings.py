@@ -49,6 +49,9 @@ class EnhanceSettings:
     overlap: int
     """Frames that neighbouring windows share."""
 
+    consistency: bool
+    """Whether the result keeps the input's coarse picture and stillness."""
+
     tiling: Tiling | None = None
     """Tiles of the VAE; None for whole frames."""
 
@@ -84,6 +87,7 @@ def complete_settings(
     noise_step: int | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    consistency: bool | None = None,
     tiling: Tiling | None = None,
 ) -> EnhanceSettings:
     """Fills in what is None, and checks the result against the model.
@@ -99,6 +103,7 @@ def complete_settings(
         noise_step: Step of the latent degradation.
         window: Frames of a window; None for the clip length that the model was made for.
         overlap: Frames that windows share; None for as little as crosses two latent frames.
+        consistency: Whether the result keeps the input's coarse picture and stillness.
         tiling: Tiles of the VAE.
 
     Returns:
@@ -126,6 +131,7 @@ def complete_settings(
         noise_step=or_default(noise_step, defaults.noise_step),
         window=window,
         overlap=overlap,
+        consistency=or_default(consistency, defaults.consistency),
         tiling=or_default(tiling, _tiling_of(vae, height, width)),
     )
     check_windows(window, overlap, temporal_factor=temporal)

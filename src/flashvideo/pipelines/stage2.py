@@ -1,6 +1,7 @@
 """Stage II: detail for any video, in a few steps (paper section 3.2).
 
     resize to the target size -> encode -> degrade the latents -> Euler from low to high quality -> decode
+    -> keep the input's coarse picture and stillness, if wanted
 
 Clips longer than the model was trained on go through window by window (`flashvideo.pipelines.windows`); sizes and
 frame counts that the VAE does not take are continued by reflection and cut back at the end.
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback, StagePipeline
+from flashvideo.pipelines.consistency import keep_consistent
 from flashvideo.pipelines.inputs import (
     check_callback_inputs,
     check_generator,
@@ -33,6 +35,7 @@ from flashvideo.pipelines.inputs import (
 )
 from flashvideo.pipelines.outputs import FlashVideoEnhanceOutput, Frames, postprocess_frames
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
+from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows, reflect_indices
 from flashvideo.presets import Preset
 from flashvideo.shapes import latent_shape, vae_factors
@@ -294,7 +297,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
     def join_windows(
         self, windows: Iterable[tuple[Window, torch.Tensor]], settings: EnhanceSettings
     ) -> Iterator[torch.Tensor]:
-        """Decodes what `enhance_windows` yields and cross-fades it.
+        """Decodes what `enhance_windows` yields, keeps it consistent if wanted, and cross-fades it.
 
         Yields:
             Stretches (B, n, 3, H, W) of the clip in [-1, 1], on the CPU.
@@ -303,6 +306,8 @@ class FlashVideoEnhancePipeline(StagePipeline):
         def decoded() -> Iterator[tuple[int, torch.Tensor]]:
             for window, latents in windows:
                 pixels = self.decode_latents(latents, settings.height, settings.width, tiling=settings.tiling)
+                if settings.consistency:
+                    pixels = keep_consistent(pixels, window.frames, upscale_factor(self.preset))
                 yield window.start, pixels[:, : window.num_valid].cpu()
 
         yield from cross_fade(decoded(), overlap=settings.overlap)
@@ -407,6 +412,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         noise_step: int | None = None,
         window: int | None = None,
         overlap: int | None = None,
+        consistency: bool | None = None,
         tiling: Tiling | None = None,
         generator: torch.Generator | None = None,
         prompt_embeds: torch.Tensor | None = None,
@@ -427,6 +433,8 @@ class FlashVideoEnhancePipeline(StagePipeline):
             noise_step: Step of the latent degradation, 0 to 999: how much of the detail is invented anew.
             window: Frames of a window, a multiple of the VAE's temporal compression plus one.
             overlap: Frames over which windows are cross-faded, likewise.
+            consistency: Whether the result keeps the input's coarse picture and stillness
+                (`flashvideo.pipelines.consistency`).
             tiling: Tiles of the VAE, to save memory.
             generator: Source of all randomness; a fresh one if None.
             prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
@@ -462,6 +470,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
             noise_step=noise_step,
             window=window,
             overlap=overlap,
+            consistency=consistency,
             tiling=tiling,
         )
         if output_type == "latent":

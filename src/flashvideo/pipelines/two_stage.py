@@ -370,6 +370,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         stage1_guidance_schedule: str | None = None,
         window: int | None = None,
         overlap: int | None = None,
+        consistency: bool | None = None,
         tiling: Tiling | None = None,
         generator: torch.Generator | None = None,
         preview: PreviewState | str | os.PathLike[str] | torch.Tensor | Sequence[Any] | None = None,
@@ -395,6 +396,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             stage1_guidance_schedule: `"constant"` or `"reference"`.
             window: Frames of a window of Stage II.
             overlap: Frames over which the windows of Stage II are cross-faded.
+            consistency: Whether the result keeps the preview's coarse picture and stillness
+                (`flashvideo.pipelines.consistency`).
             tiling: Tiles of the VAE at Stage II, to save memory.
             generator: Source of all randomness; a fresh one if None.
             preview: Continue from this: a `PreviewState`, its file, a preview video beside which that file lies, any
@@ -438,6 +441,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             noise_step=noise_step,
             window=window,
             overlap=overlap,
+            consistency=consistency,
             tiling=tiling,
         )
         if output_type == "latent" and not preview_only:

@@ -198,6 +198,7 @@ class Stage2Phase(Phase):
             crops near the full frame: in much smaller ones the VAE shifts colours, and Stage II learns to shift back.
         contrast_weight: of the distance of local contrast between the clean latents that a velocity points to and the
             true ones. With little noise the flow alone learns the mean of what might be there, which is smooth.
+        still_contrast_weight: of the same distance between their means over time: detail that stays, not flicker.
         difference_weight: of the L1 distance of these clean latents' differences in time, against flicker.
     """
 
@@ -209,6 +210,7 @@ class Stage2Phase(Phase):
     strong: float = 0.2
     round_trip: float = 0.0
     contrast_weight: float = 0.0
+    still_contrast_weight: float = 0.0
     difference_weight: float = 0.0
 
     def __post_init__(self) -> None:

@@ -183,6 +183,9 @@ class Stage2Task:
         clean = path_end(x, v.float(), t)
         if phase.contrast_weight:
             loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
+        if phase.still_contrast_weight:
+            means = clean.mean(dim=1, keepdim=True), z_hq.mean(dim=1, keepdim=True)
+            loss = loss + phase.still_contrast_weight * contrast_distance(*means)
         if phase.difference_weight:
             loss = loss + phase.difference_weight * (clean - z_hq).diff(dim=1).abs().mean()
         return loss, {}

@@ -1,0 +1,98 @@
+"""What an enhanced clip keeps of the clip it was made from: its colours and shapes, and its stillness.
+
+The network may shift what the input already shows, and the detail that it adds differs a little from frame to frame,
+which is seen as flicker. Neither needs another network to mend: the first is a band of frequencies in which the input
+is right, the second an average over frames in which the input stands still.
+
+Shapes: B clips, N frames, H, W of the result, h, w of the input at its own level of detail; pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flashvideo.video import resize_video
+
+STILLNESS = 0.03
+"""Standard deviation of the stillness weights: a difference of 4 levels of 255, about a quiet camera's noise."""
+
+
+def keep_consistent(result: torch.Tensor, given: torch.Tensor, factor: int) -> torch.Tensor:
+    """Gives a result the input's coarse picture by `back_project` and its stillness by `steady_detail`.
+
+    The coarse picture has 1 / `factor` of the result's size: what the model was taught to take from its input. A
+    smaller input is used as it is; of a larger one, finer bands stay the model's, which may clean them.
+
+    Args:
+        result: Enhanced frames (B, N, 3, H, W).
+        given: The frames that they were made from, (B, N, 3, any height, any width).
+        factor: How many times the model enlarges.
+
+    Returns:
+        (B, N, 3, H, W) in [-1, 1], float32.
+    """
+    size = [
+        max(1, min(before, round(after / factor)))
+        for before, after in zip(given.shape[-2:], result.shape[-2:], strict=True)
+    ]
+    coarse = resize_video(given.to(result.device, torch.float32), *size)
+    return steady_detail(back_project(result.float(), coarse), coarse).clamp_(-1, 1)
+
+
+def back_project(result: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Makes a result look like its input where both are seen at the input's size.
+
+    One iteration of back-projection (Irani and Peleg, "Improving resolution by image registration", 1991),
+    `x + U(y - D x)`, with D the method's own resize and U bicubic interpolation.
+
+    Args:
+        result: x, (B, N, 3, H, W).
+        coarse: y, (B, N, 3, h, w).
+
+    Returns:
+        (B, N, 3, H, W), not clamped.
+    """
+    missing = coarse - resize_video(result, *coarse.shape[-2:])
+    return result + _enlarge(missing, result)
+
+
+def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float = STILLNESS) -> torch.Tensor:
+    """Averages the detail of each pixel over the frames in which the input looks the same there.
+
+    Detail is what the result has beyond the enlarged input. Its average is weighted by `exp(-e / (2 stillness^2))`,
+    e being the mean squared difference between the input's frames in 3x3 of its pixels: a joint bilateral filter over
+    time (Petschnigg et al., "Digital photography with flash and no-flash image pairs", 2004). What moves keeps its own
+    detail, for no other frame resembles it.
+
+    Args:
+        result: (B, N, 3, H, W).
+        coarse: (B, N, 3, h, w).
+        stillness: Standard deviation of the weights, in pixel values.
+
+    Returns:
+        (B, N, 3, H, W), not clamped.
+    """
+    enlarged = _enlarge(coarse, result)
+    detail = result - enlarged
+    steady = torch.empty_like(detail)
+    for t in range(detail.shape[1]):
+        difference = (coarse - coarse[:, t : t + 1]).square().mean(dim=2)  # (B, N, h, w)
+        error = torch.nn.functional.avg_pool2d(difference, 3, 1, padding=1, count_include_pad=False)
+        weights = torch.nn.functional.interpolate(
+            torch.exp(-error / (2 * stillness**2)), size=result.shape[-2:], mode="bilinear"
+        )
+        weights /= weights.sum(dim=1, keepdim=True)
+        # Frame by frame, because all weighted frames at once are as large as the clip.
+        total = torch.zeros_like(detail[:, t])
+        for other in range(detail.shape[1]):
+            total.addcmul_(weights[:, other, None], detail[:, other])
+        steady[:, t] = total
+    return enlarged + steady
+
+
+def _enlarge(coarse: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Bicubic interpolation of (B, N, 3, h, w) to the size of (B, N, 3, H, W)."""
+    enlarged = torch.nn.functional.interpolate(
+        coarse.flatten(0, 1), size=like.shape[-2:], mode="bicubic", align_corners=False
+    )
+    return enlarged.unflatten(0, coarse.shape[:2])
