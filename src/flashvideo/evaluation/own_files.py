@@ -26,6 +26,7 @@ from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_rati
 from flashvideo.evaluation.suite import Record, clip_psnr, compare, upscale
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.shapes import vae_factors
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.video import contact_sheet, read_video, resize_video, save_image
 
@@ -51,8 +52,9 @@ def fit(clip: Tensor, width: int, multiple: int) -> Tensor:
 
 
 def through_vae(pipeline: FlashVideoPipeline, clip: Tensor) -> Record:
-    """What the VAE keeps of a clip, at 640 pixels of width."""
-    clip = fit(clip, VAE_WIDTH, 16)
+    """What the VAE keeps of a clip, at 640 pixels of width, without last frames that its time grid leaves over."""
+    temporal, _ = vae_factors(pipeline.vae.config)
+    clip = fit(clip[: (len(clip) - 1) // temporal * temporal + 1], VAE_WIDTH, 16)
     latents = encode_pixels(pipeline.vae, clip[None], scale=1.0)
     result = decode_latents(pipeline.vae, latents, scale=1.0, clamp=True)[0].float()
     return {
@@ -111,7 +113,9 @@ def main() -> None:
     parser.add_argument("--model", default="nano", help="nano, or a model folder")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--pictures", type=Path, help="folder for frames to look at")
-    parser.add_argument("--frames", type=int, help="of a video, from its start; the model's clip length by default")
+    parser.add_argument(
+        "--frames", type=int, help="of a video, from its start; the model's clip length by default"
+    )
     parser.add_argument("--right-half", action="store_true", help="stills show two pictures; take the right")
     arguments = parser.parse_args()
     pipeline = load_pipeline(arguments.model)
