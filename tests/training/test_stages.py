@@ -13,7 +13,7 @@ from flashvideo.data.shapes_world import is_held_out
 from flashvideo.schedule import velocity_target
 from flashvideo.training.config import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
-from flashvideo.training.stage1 import Stage1Task, held_out_scenes, sample_timesteps
+from flashvideo.training.stage1 import Stage1Task, held_out_scenes, nearest_visited, sample_timesteps
 from flashvideo.training.stage2 import CaptionedCrops, Stage2Task
 from flashvideo.training.vae import contrast_distance
 from flashvideo.vae import decode_latents
@@ -248,6 +248,20 @@ def test_the_timestep_density_leans_to_noise() -> None:
     assert shifted.min() >= 0 and shifted.max() <= 999
 
 
+def test_timesteps_can_be_those_of_a_sampler_alone(stage1: Stage1Task) -> None:
+    visited = nearest_visited(torch.arange(1000), 6)
+    assert visited.unique().tolist() == [166, 333, 499, 666, 832, 999]
+    assert (visited - torch.arange(1000)).abs().max() == 166
+
+    seen = []
+    stage1.transformer.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[2].tolist()))
+    phase = dataclasses.replace(stage1.recipe.phases[0], sampler_steps=2)
+    stage1.recipe = dataclasses.replace(stage1.recipe, phases=(phase,))
+    for seed in range(4):
+        stage1.loss(_batch(stage1, 4), 0, torch.Generator().manual_seed(seed))
+    assert set(seen) == {499, 999}
+
+
 def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(stage2: Stage2Task) -> None:
     loss, _ = stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))
     assert torch.isfinite(loss) and loss.item() > 0
@@ -277,6 +291,16 @@ def test_stage_2_contrast_term_asks_for_the_detail_that_a_velocity_leaves_out(
     clean = 0.5 * z_hq + 0.5 * share_of_velocity * z_hq
     assert term == pytest.approx(contrast_distance(clean, z_hq).item(), abs=1e-5)
     assert (term < 1e-6) == has_all_detail
+
+
+def test_stage_2_still_contrast_term_asks_for_detail_that_stays_not_for_flicker(stage2: Stage2Task) -> None:
+    still = torch.randn(1, 1, 4, 17, 17, generator=torch.Generator().manual_seed(0))
+    z_hq = still.repeat(1, 4, 1, 1, 1)
+    flicker = torch.tensor((1.0, -1.0, 1.0, -1.0)).view(1, 4, 1, 1, 1) * still
+    terms = [_added_by(stage2, "still_contrast_weight", z_hq, v) for v in (z_hq, z_hq + flicker, 0 * z_hq)]
+    assert terms[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert terms[2] == pytest.approx(contrast_distance(still / 2, still).item(), abs=1e-5)
+    assert _added_by(stage2, "contrast_weight", z_hq, z_hq + flicker) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from flashvideo.evaluation.metrics import (
     wilson_interval,
 )
 from flashvideo.evaluation.readers import agreement, read_clip
+from flashvideo.pipelines.consistency import back_project, steady_detail
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.vae import decode_latents, encode_pixels
@@ -181,6 +182,28 @@ def noise(pipeline: FlashVideoPipeline, index: int) -> Record:
     return _sweep(pipeline, index, "noise_step", NOISE_STEPS)
 
 
+def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """What keeping the input's coarse picture, and its stillness, do to Stage II's result on an exact pair."""
+    scene, low, truth, edges = _pair(pipeline, index)
+    result: Any = pipeline.stage2(
+        low[None], full_caption(scene), consistency=False, generator=_generator(index), output_type="pt"
+    )
+    raw, given = result.frames.float(), low[None]
+    outputs = {
+        "neither": raw,
+        "coarse": back_project(raw, given),
+        "still": steady_detail(raw, given),
+        "both": steady_detail(back_project(raw, given), given),
+        "bicubic": upscale(low, *truth.shape[-2:], "bicubic")[None],
+    }
+    record: Record = {}
+    for name, output in outputs.items():
+        frames = output[0].clamp(-1, 1)
+        record |= {f"{name}_{key}": value for key, value in compare(frames, truth, edges).items()}
+        record[f"{name}_fidelity"] = downsampled_psnr(frames, low).mean().item()
+    return record
+
+
 def _sweep(pipeline: FlashVideoPipeline, index: int, argument: str, values: tuple[int, ...]) -> Record:
     scene, low, truth, edges = _pair(pipeline, index)
     record: Record = {}
@@ -216,6 +239,7 @@ SECTIONS: Mapping[str, tuple[Section, int]] = {
     "pairs": (pairs, 24),
     "steps": (steps, 8),
     "noise": (noise, 6),
+    "consistency": (consistency, 24),
     "guidance": (guidance, 48),
 }
 """What can be measured, and on how many clips by default."""

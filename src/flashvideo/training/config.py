@@ -134,17 +134,22 @@ class Stage1Phase(Phase):
 
     Attributes:
         density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
+        sampler_steps: train only at the timesteps that a sampler of so many steps visits, each drawn timestep moved to
+            the nearest of them; 0 for all timesteps.
         keyframes: latent frames drawn at random from each clip, at their own positions in time; 0 for all. Frames of
             one clip are much alike, so that a few of them teach almost as much as all.
         ends: share of steps whose keyframes are the first and the last latent frame, between which a motion shows most.
     """
 
     density: float = 2.5
+    sampler_steps: int = 0
     keyframes: int = 0
     ends: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sampler_steps < 0:
+            raise ValueError(f"sampler_steps must be at least 0, got {self.sampler_steps}")
         if self.keyframes < 0 or not 0 <= self.ends <= 1:
             raise ValueError(
                 f"keyframes must be at least 0 and ends in [0, 1], got {self.keyframes} and {self.ends}"

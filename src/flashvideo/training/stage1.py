@@ -61,6 +61,14 @@ def sample_timesteps(count: int, density: float, generator: torch.Generator) -> 
     return (999 * (1 - u**density)).round().long()
 
 
+def nearest_visited(timesteps: Tensor, num_inference_steps: int) -> Tensor:
+    """Moves timesteps (B,) to the nearest of those that the sampler visits in so many steps."""
+    scheduler = FlashVideoScheduler()
+    scheduler.set_timesteps(num_inference_steps, timesteps.device)
+    distances = (timesteps[:, None] - scheduler.timesteps).abs()
+    return scheduler.timesteps[distances.argmin(dim=1)]
+
+
 class Stage1Task:
     """The Stage I transformer and its text encoder."""
 
@@ -132,7 +140,10 @@ class Stage1Task:
         text = self.encode(list(prompts))
         keep = torch.rand(count, generator=generator, device=latents.device) >= self.recipe.text_dropout
         text = text * keep[:, None, None]
-        timesteps = sample_timesteps(count, self.recipe.phases[phase_index].density, generator)
+        phase = self.recipe.phases[phase_index]
+        timesteps = sample_timesteps(count, phase.density, generator)
+        if phase.sampler_steps:
+            timesteps = nearest_visited(timesteps, phase.sampler_steps)
         # Stratified timesteps come sorted; batches do not.
         timesteps = timesteps[torch.randperm(count, generator=generator, device=latents.device)]
         a = self.table[timesteps]
