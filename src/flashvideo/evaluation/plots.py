@@ -17,14 +17,19 @@ SWEEPS = {
     "steps": "Stage II steps",
     "noise": "noise step of the latent degradation",
     "guidance": "guidance scale",
+    "preview_steps": "Stage I steps",
 }
+ATTRIBUTES = ("guidance", "preview_steps")
+"""Sweeps whose figures are shares of prompts, shown in one panel."""
 PANELS = {
     "psnr": "PSNR to truth, dB",
     "gradient_energy": "gradient energy / truth",
     "filter_bank": "filter-bank distance (lower is nearer)",
     "gmsd": "GMSD (lower is nearer)",
+    "frame_difference": "error of frame differences",
     "fidelity": "PSNR of the downsampled result, dB",
 }
+COLUMNS = 4
 
 
 def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> list[tuple[float, ...]]:
@@ -45,7 +50,7 @@ def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> lis
 def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: Path) -> None:
     """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
     attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
-    groups = [tuple(attributes)] if section == "guidance" else [(name,) for name in PANELS]
+    groups = [tuple(attributes)] if section in ATTRIBUTES else [(name,) for name in PANELS]
     figure, axes = _axes(len(groups))
     for axis, names in zip(axes, groups, strict=True):
         for name in names:
@@ -85,8 +90,15 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(max(5.0, 3.4 * count), 3.0), squeeze=False)
-    return figure, list(axes[0])
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(max(5.0, 3.4 * columns), 3.0 * rows), squeeze=False
+    )
+    axes = list(grid.flat)
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -52,6 +52,8 @@ FIRST_SEED = 1_000_000_000
 """Seeds from here on belong to evaluation; training derives its own by hashing and never meets them."""
 STEP_COUNTS = (1, 2, 3, 4, 6, 8)
 NOISE_STEPS = (0, 2, 5, 10, 20, 40, 80)
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+PREVIEW_STEP_COUNTS = (3, 4, 6, 10, 20)
 
 
 def held_out_scene(index: int) -> Scene:
@@ -220,15 +222,27 @@ def _sweep(pipeline: FlashVideoPipeline, index: int, argument: str, values: tupl
 
 def guidance(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Prompt fidelity of the preview over the Stage I guidance scale."""
+    return _preview_sweep(pipeline, index, "guidance_scale", GUIDANCE_SCALES)
+
+
+def preview_steps(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Prompt fidelity of the preview over the number of Stage I steps."""
+    return _preview_sweep(pipeline, index, "num_inference_steps", PREVIEW_STEP_COUNTS)
+
+
+def _preview_sweep(
+    pipeline: FlashVideoPipeline, index: int, argument: str, values: tuple[float, ...]
+) -> Record:
     scene = held_out_scene(10_000 + index)
     record: Record = {}
-    for scale in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
+    for value in values:
+        options: dict[str, Any] = {argument: value}
         result: Any = pipeline.stage1(
-            full_caption(scene), guidance_scale=scale, generator=_generator(index), output_type="pt"
+            full_caption(scene), generator=_generator(index), output_type="pt", **options
         )
         found = agreement(read_clip(result.frames[0]), scene)
-        record |= {f"{scale:g}_{name}": float(value) for name, value in found.items()}
-        record[f"{scale:g}_all"] = float(all(found.values()))
+        record |= {f"{value:g}_{name}": float(right) for name, right in found.items()}
+        record[f"{value:g}_all"] = float(all(found.values()))
     return record
 
 
@@ -241,6 +255,7 @@ SECTIONS: Mapping[str, tuple[Section, int]] = {
     "noise": (noise, 6),
     "consistency": (consistency, 24),
     "guidance": (guidance, 48),
+    "preview_steps": (preview_steps, 64),
 }
 """What can be measured, and on how many clips by default."""
 
