@@ -13,8 +13,11 @@ import torch
 
 from flashvideo.video import resize_video
 
-STILLNESS = 0.03
-"""Standard deviation of the stillness weights: a difference of 4 levels of 255, about a quiet camera's noise."""
+STILLNESS = 0.04
+"""Standard deviation of the stillness weights: a difference of 5 levels of 255, about a quiet camera's noise."""
+
+MAX_GAIN = 2.0
+"""Most by which averaged detail is amplified, so that mere noise is not."""
 
 
 def keep_consistent(result: torch.Tensor, given: torch.Tensor, factor: int) -> torch.Tensor:
@@ -62,7 +65,8 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
     Detail is what the result has beyond the enlarged input. Its average is weighted by `exp(-e / (2 stillness^2))`,
     e being the mean squared difference between the input's frames in 3x3 of its pixels: a joint bilateral filter over
     time (Petschnigg et al., "Digital photography with flash and no-flash image pairs", 2004). What moves keeps its own
-    detail, for no other frame resembles it.
+    detail, for no other frame resembles it. An average of details that differ is fainter than they are, hence it is
+    amplified to their root mean square in 5x5 pixels of the input, at most `MAX_GAIN` times.
 
     Args:
         result: (B, N, 3, H, W).
@@ -74,20 +78,28 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
     """
     enlarged = _enlarge(coarse, result)
     detail = result - enlarged
+    strength = _local_energy(detail, coarse)
     steady = torch.empty_like(detail)
     for t in range(detail.shape[1]):
         difference = (coarse - coarse[:, t : t + 1]).square().mean(dim=2)  # (B, N, h, w)
         error = torch.nn.functional.avg_pool2d(difference, 3, 1, padding=1, count_include_pad=False)
-        weights = torch.nn.functional.interpolate(
-            torch.exp(-error / (2 * stillness**2)), size=result.shape[-2:], mode="bilinear"
-        )
+        weights = torch.exp(-error / (2 * stillness**2))
         weights /= weights.sum(dim=1, keepdim=True)
+        fine = torch.nn.functional.interpolate(weights, size=result.shape[-2:], mode="bilinear")
         # Frame by frame, because all weighted frames at once are as large as the clip.
-        total = torch.zeros_like(detail[:, t])
+        mean = torch.zeros_like(detail[:, t])
         for other in range(detail.shape[1]):
-            total.addcmul_(weights[:, other, None], detail[:, other])
-        steady[:, t] = total
+            mean.addcmul_(fine[:, other, None], detail[:, other])
+        wanted = (weights * strength).sum(dim=1, keepdim=True)
+        gain = (wanted / _local_energy(mean[:, None], coarse)).sqrt().clamp(1, MAX_GAIN)
+        steady[:, t] = mean * torch.nn.functional.interpolate(gain, size=result.shape[-2:], mode="bilinear")
     return enlarged + steady
+
+
+def _local_energy(detail: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Mean square of detail (B, N, 3, H, W) around each pixel of the coarse picture: (B, N, h, w)."""
+    energy = torch.nn.functional.adaptive_avg_pool2d(detail.square().mean(dim=2), coarse.shape[-2:])
+    return torch.nn.functional.avg_pool2d(energy, 5, 1, padding=2, count_include_pad=False) + 1e-6
 
 
 def _enlarge(coarse: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
