@@ -98,7 +98,9 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
 
 def _local_energy(detail: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
     """Mean square of detail (B, N, 3, H, W) around each pixel of the coarse picture: (B, N, h, w)."""
-    energy = torch.nn.functional.adaptive_avg_pool2d(detail.square().mean(dim=2), coarse.shape[-2:])
+    energy = torch.nn.functional.interpolate(
+        detail.square().mean(dim=2), size=coarse.shape[-2:], mode="bilinear", antialias=True
+    )
     return torch.nn.functional.avg_pool2d(energy, 5, 1, padding=2, count_include_pad=False) + 1e-6
 
 
