@@ -1,7 +1,7 @@
 r"""From finished runs to one model folder: the parts of both stages in diffusers layout, in bfloat16.
 
-python -m flashvideo.training.release --vae runs/nano_vae_3 --stage1 runs/nano_stage1_3 \
-        --stage2 runs/nano_stage2_4 --output src/flashvideo/assets/nano
+python -m flashvideo.training.release --vae runs/nano_vae_3 --stage1 runs/nano_stage1_4 \
+        --stage2 runs/nano_stage2_6 --output src/flashvideo/assets/nano
 """
 
 from __future__ import annotations
