@@ -196,7 +196,7 @@ def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
         "coarse": back_project(raw, given),
         "still": steady_detail(raw, given),
         "both": steady_detail(back_project(raw, given), given),
-        "bicubic": upscale(low, *truth.shape[-2:], "bicubic")[None],
+        "bicubic": upscale(low, truth.shape[-2], truth.shape[-1], "bicubic")[None],
     }
     record: Record = {}
     for name, output in outputs.items():
