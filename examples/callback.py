@@ -26,7 +26,7 @@ def watch(stage):
 
 pipeline = load_pipeline("nano")
 result = pipeline(
-    "a red circle moves left",
+    "a red ball moving left over sand",
     generator=torch.Generator().manual_seed(0),
     output_type="pt",
     stage1_callback_on_step_end=watch(1),

@@ -6,5 +6,5 @@ from flashvideo import load_pipeline, write_video
 
 pipeline = load_pipeline("nano")
 generator = torch.Generator().manual_seed(0)
-result = pipeline("a red circle moves left", generator=generator, output_type="pt")
-write_video("circle.mp4", result.frames[0], frame_rate=pipeline.preset.stage1.frame_rate)
+result = pipeline("a red ball moving left over sand", generator=generator, output_type="pt")
+write_video("ball.mp4", result.frames[0], frame_rate=pipeline.preset.stage1.frame_rate)

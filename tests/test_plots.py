@@ -23,7 +23,16 @@ def test_pictures_of_sweeps_and_curves(tmp_path: Path, monkeypatch: pytest.Monke
     guidance = {f"{g}_{name}": ENTRY for g in (1, 4) for name in ("color", "all")} | {"seconds": ENTRY}
     figures = tmp_path / "figures.json"
     figures.write_text(
-        json.dumps({"summary": {"steps": steps, "guidance": guidance, "vae": {"world_psnr": ENTRY}}})
+        json.dumps(
+            {
+                "summary": {
+                    "steps": steps,
+                    "guidance": guidance,
+                    "preview_steps": guidance,
+                    "vae": {"world_psnr": ENTRY},
+                }
+            }
+        )
     )
     curve = tmp_path / "curve.csv"
     curve.write_text("step,minutes,loss,shape\n20,1,0.5,\n40,2,0.4,0.75\n")
@@ -32,7 +41,12 @@ def test_pictures_of_sweeps_and_curves(tmp_path: Path, monkeypatch: pytest.Monke
         sys, "argv", ["plots", "--figures", str(figures), "--curve", f"s1={curve}", "--output", str(output)]
     )
     main()
-    assert sorted(p.name for p in output.iterdir()) == ["curve_s1.png", "guidance.png", "steps.png"]
+    assert sorted(p.name for p in output.iterdir()) == [
+        "curve_s1.png",
+        "guidance.png",
+        "preview_steps.png",
+        "steps.png",
+    ]
     for path in output.iterdir():
         with Image.open(path) as image:
             assert image.width > 300

@@ -21,7 +21,6 @@ from flashvideo.video import (
     read_video,
     resize_video,
     save_image,
-    side_by_side,
     to_uint8,
     write_video,
     writing,
@@ -555,20 +554,6 @@ def test_a_contact_sheet_keeps_pixels_in_place():
 def test_a_contact_sheet_without_columns_is_refused():
     with pytest.raises(ValueError, match="columns must be 1 or more"):
         contact_sheet(torch.zeros(2, 3, 4, 4), columns=0)
-
-
-def test_side_by_side_puts_left_left():
-    left, right = torch.zeros(2, 3, 4, 6), torch.ones(2, 3, 4, 8)
-    both = side_by_side(left, right)
-    assert both.shape == (2, 3, 4, 14)
-    assert torch.equal(both[..., :6], left)
-    assert torch.equal(both[..., 6:], right)
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (2, 3, 5, 6), (3, 4, 6)])
-def test_side_by_side_refuses_clips_that_do_not_match(shape):
-    with pytest.raises(ValueError, match=r"same frame count and height|right must have the shape"):
-        side_by_side(torch.zeros(2, 3, 4, 6), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])

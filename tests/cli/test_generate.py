@@ -306,7 +306,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones(call, refusal, tmp_path
 
 
 def test_a_preview_that_is_none_is_refused(flashvideo, refusal, tmp_path):
-    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "prose.mp4").write_text("no video")
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
@@ -314,6 +314,7 @@ def test_a_preview_that_is_none_is_refused(flashvideo, refusal, tmp_path):
         ("missing.mp4", "missing.mp4 does not exist"),
         ("text.safetensors", "text.safetensors is not a safetensors file"),
         ("empty.mp4", r"empty.mp4 is empty \(0 bytes\)"),
+        ("prose.mp4", "prose.mp4 is not a video"),
         ("folder.mp4", "folder.mp4 is a folder"),
     ):
         said = refusal(flashvideo, "generate", "--from-preview", tmp_path / name, "-o", tmp_path / "out.mp4")

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from flashvideo.evaluation.metrics import downsampled_psnr, frame_difference_error
-from flashvideo.pipelines.consistency import back_project, keep_consistent, steady_detail
+from flashvideo.pipelines.consistency import MAX_GAIN, back_project, keep_consistent, steady_detail
 from flashvideo.video import resize_video
 
 
 def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Clips whose pixels a resize to half their size and back keeps, nearly."""
+    """Clips of 8 by 8 pixels enlarged: a smaller picture tells all of them, nearly."""
     *rest, height, width = shape
-    noise = torch.randn(*rest, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
-    return resize_video(noise.clamp(-2, 2) / 3, height, width)
+    values = torch.randn(*rest, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
+    return resize_video(values.clamp(-2, 2) / 3, height, width)
 
 
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_back_projection_leaves_detail_that_the_input_cannot_show() -> None:
 
 def test_a_result_that_matches_its_input_is_left_alone() -> None:
     flat = torch.full((1, 3, 3, 32, 48), 0.25)
-    torch.testing.assert_close(keep_consistent(flat, flat[..., ::4, ::4], 4), flat)
+    torch.testing.assert_close(keep_consistent(flat, flat[..., ::4, ::4]), flat)
 
 
 def still_clip(batch: int, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +66,13 @@ def test_detail_of_a_still_input_is_its_mean_over_time_as_strong_as_in_one_frame
     assert mean.std() < 0.6 * detail.std()
 
 
+def test_the_mean_of_mere_noise_is_amplified_no_further_than_the_limit() -> None:
+    coarse, enlarged = still_clip(1, 16)  # of 16 frames the mean is a quarter as strong as one
+    detail = noise(1, 16, 3, 64, 96)
+    steady = steady_detail(enlarged + detail, coarse) - enlarged
+    assert steady.std().item() == pytest.approx(MAX_GAIN * detail.mean(dim=1).std().item(), rel=0.02)
+
+
 def test_detail_of_which_the_mean_is_nothing_is_not_made_up_again() -> None:
     coarse, enlarged = still_clip(1, 8)
     signs = torch.tensor((1.0, -1.0)).repeat(4).view(1, 8, 1, 1, 1)
@@ -83,6 +90,36 @@ def test_what_moves_keeps_its_own_detail_and_what_stands_still_does_not_flicker(
     assert steady[..., :72].diff(dim=1).abs().max() < 1e-4 < 0.05 < result[..., :72].diff(dim=1).abs().mean()
 
 
+def passing_block(num_frames: int) -> torch.Tensor:
+    """A block (B, N, 3, 16, 24) that passes over the middle rows of a flat clip, two pixels each frame."""
+    coarse = torch.zeros(1, num_frames, 3, 16, 24)
+    for t in range(num_frames):
+        coarse[:, t, :, 6:10, 2 * t : 2 * t + 4] = 0.8
+    return coarse
+
+
+def test_a_passing_object_does_not_strengthen_the_detail_beside_its_path() -> None:
+    coarse = passing_block(9)
+    enlarged = torch.nn.functional.interpolate(coarse[0], scale_factor=4, mode="bicubic")[None]
+    # The block is sharper in the result than in the input: detail of its own, at its edges.
+    block = torch.nn.functional.interpolate(coarse[0], scale_factor=4, mode="nearest")[None]
+    result = block + noise(1, 1, 3, 64, 96)
+    steady = steady_detail(result, coarse)
+    for rows in (slice(0, 18), slice(46, 64)):  # within 5x5 pixels of the path, but not of 3x3
+        kept = (steady - enlarged)[..., rows, :].std() / (result - enlarged)[..., rows, :].std()
+        assert kept.item() == pytest.approx(1, abs=0.05)
+        assert steady[..., rows, :].diff(dim=1).abs().mean() < 0.001
+
+
+def test_a_pixel_beside_one_that_changes_does_not_stand_still() -> None:
+    coarse = torch.zeros(1, 2, 3, 5, 5)
+    coarse[:, 1, :, 2, 2] = 1
+    enlarged = torch.nn.functional.interpolate(coarse[0], scale_factor=4, mode="bicubic")[None]
+    result = enlarged.clone()
+    result[..., 6:14, 6:14] += noise(1, 2, 3, 8, 8)
+    torch.testing.assert_close(steady_detail(result, coarse), result, atol=1e-3, rtol=0)
+
+
 def test_the_mean_over_time_cancels_flicker_but_not_detail_that_stays() -> None:
     coarse, enlarged = still_clip(1, 9)
     truth = enlarged + noise(1, 1, 3, 64, 96, seed=2)
@@ -92,19 +129,41 @@ def test_the_mean_over_time_cancels_flicker_but_not_detail_that_stays() -> None:
     assert (steady - truth).square().mean() < (result - truth).square().mean() / 4
 
 
+@pytest.mark.parametrize("num_frames", [1, 3])
 @pytest.mark.parametrize("size", [(16, 24), (8, 8), (32, 48), (64, 96), (100, 60)])
-def test_inputs_of_any_size(size: tuple[int, int]) -> None:
-    given = smooth(1, 1, 3, 128, 192).expand(1, 3, 3, 128, 192)
-    given = resize_video(given, *size)
-    result = noise(1, 3, 3, 64, 96).bfloat16()
-    output = keep_consistent(result, given, 4)
+def test_results_look_like_still_inputs_of_any_size_and_do_not_flicker(
+    size: tuple[int, int], num_frames: int
+) -> None:
+    given = resize_video(2 * smooth(1, 1, 3, 128, 192), *size).clamp(-1, 1).repeat(1, num_frames, 1, 1, 1)
+    result = (resize_video(given, 64, 96) + 5 * noise(1, num_frames, 3, 64, 96)).bfloat16()
+    output = keep_consistent(result, given)
     assert output.shape == result.shape and output.dtype == torch.float32
-    assert output.abs().max() <= 1
+    assert result.abs().max() > 1 and output.abs().max() == 1
+    small = resize_video(given, 8, 8)[0]
+    assert downsampled_psnr(output[0], small).mean() > downsampled_psnr(result[0].float(), small).mean() + 3
+    assert num_frames == 1 or output.diff(dim=1).abs().max() < 1e-4 < result.diff(dim=1).abs().mean()
 
 
-def test_bands_between_the_models_level_of_detail_and_a_larger_input_stay_the_models() -> None:
+def test_a_smaller_input_is_put_back_as_it_is_before_detail_is_averaged() -> None:
+    given = noise(1, 3, 3, 12, 20, seed=4)
+    result = resize_video(given, 64, 96) + noise(1, 3, 3, 64, 96)
+    expected = steady_detail(back_project(result, given), given)
+    torch.testing.assert_close(keep_consistent(result, given), expected)
+
+
+def test_the_finest_octave_of_a_larger_input_is_not_put_back() -> None:
     """An input as large as the result must not simply be given back."""
     given = smooth(1, 1, 3, 64, 96) + noise(1, 1, 3, 64, 96)
     cleaned = smooth(1, 1, 3, 64, 96)
-    output = keep_consistent(cleaned, given, 4)
-    assert (output - cleaned).square().mean() < (output - given).square().mean() / 4
+    output = keep_consistent(cleaned, given)
+    assert (output - cleaned).square().mean() < (output - given).square().mean() / 2
+    seen = downsampled_psnr(output[0], resize_video(given, 32, 48)[0]).mean()
+    assert seen > downsampled_psnr(cleaned[0], resize_video(given, 32, 48)[0]).mean() + 6
+
+
+def test_each_window_is_compared_with_its_own_frames(stage2, clip) -> None:
+    """With the frames of another window, the coarse picture would be another's."""
+    given = torch.cat((clip, -clip), dim=1)
+    windows = {"window": clip.shape[1], "overlap": 1, "num_inference_steps": 1, "output_type": "pt"}
+    frames = stage2(given, consistency=True, generator=torch.Generator().manual_seed(0), **windows).frames
+    assert downsampled_psnr(frames[0], given[0]).min() > 20

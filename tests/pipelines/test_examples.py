@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WRITTEN_BY = {
     "callback.py": ["watched.mp4"],
     "enhance.py": ["large.mp4"],
-    "generate.py": ["circle.mp4"],
+    "generate.py": ["ball.mp4"],
     "stop_at_preview.py": ["preview0.mp4", "preview1.mp4", "square.mp4"],
 }
 

@@ -37,6 +37,18 @@ def test_a_video_and_a_still_get_figures_and_pictures(run, tmp_path, clip):
     assert (tmp_path / "pictures" / "in.png").exists()
 
 
+def test_a_count_of_frames_off_the_vaes_time_grid(run, tmp_path, clip):
+    video = write_video(tmp_path / "in.mp4", clip[0].repeat(2, 1, 1, 1), frame_rate=8)
+    some, more = run(video, "--frames", 6), run(video, "--frames", 8)
+    assert some != more and all(np.isfinite(value) for value in some["in.mp4"].values())
+
+
+def test_no_frames_are_refused(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "in.mp4", "--frames", 0)
+    assert "--frames" in capsys.readouterr().err
+
+
 def test_the_right_half_of_a_still_is_its_own_picture(tmp_path):
     both = torch.cat((-torch.ones(3, 4, 6), torch.ones(3, 4, 6)), dim=-1)
     path = save_image(tmp_path / "both.png", both)

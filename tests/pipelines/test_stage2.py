@@ -11,7 +11,6 @@ from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import network_timestep, time_grid
 from flashvideo.pipelines.consistency import keep_consistent
 from flashvideo.pipelines.settings import complete_settings
-from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.vae import Tiling, decode_latents, encode_pixels
 from flashvideo.video import resize_video
@@ -47,9 +46,8 @@ def test_the_steps_are_those_of_the_method(stage2, clip, seeded):
     options = {"num_inference_steps": 3, "output_type": "pt"}
     frames = stage2(clip[:, :5], PROMPT, **options, consistency=False, generator=seeded()).frames
     torch.testing.assert_close(frames, expected, atol=1e-4, rtol=0)
-    factor = upscale_factor(stage2.preset)
     consistent = stage2(clip[:, :5], PROMPT, **options, consistency=True, generator=seeded()).frames
-    torch.testing.assert_close(consistent, keep_consistent(expected, clip[:, :5], factor), atol=1e-3, rtol=0)
+    torch.testing.assert_close(consistent, keep_consistent(expected, clip[:, :5]), atol=1e-3, rtol=0)
     assert preset.consistency
     default = stage2(clip[:, :5], PROMPT, **options, generator=seeded()).frames
     assert default.equal(consistent)

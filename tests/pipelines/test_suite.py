@@ -11,7 +11,7 @@ from flashvideo.evaluation import suite
 from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_suite, summarise, upscale
 
 
-@pytest.mark.parametrize("section", ["vae", "previews", "finals", "pairs"])
+@pytest.mark.parametrize("section", ["vae", "previews", "finals", "pairs", "consistency", "readers"])
 def test_a_section_measures_finite_figures_and_repeats(pipeline, section):
     measure = SECTIONS[section][0]
     with torch.no_grad():
@@ -25,6 +25,24 @@ def test_a_sweep_names_its_figures_by_the_setting(pipeline, monkeypatch):
     with torch.no_grad():
         record = suite.steps(pipeline, 0)
     assert {"1_psnr", "2_psnr", "1_fidelity", "2_fidelity"} <= set(record)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"), [("guidance", "GUIDANCE_SCALES"), ("preview_steps", "PREVIEW_STEP_COUNTS")]
+)
+def test_a_sweep_of_previews_reads_every_attribute_at_every_setting(pipeline, monkeypatch, section, values):
+    monkeypatch.setattr(suite, values, (1, 2))
+    with torch.no_grad():
+        record = SECTIONS[section][0](pipeline, 0)
+    names = ("color", "shape", "motion", "background", "all")
+    assert set(record) == {f"{value}_{name}" for value in (1, 2) for name in names}
+    assert set(record.values()) <= {0.0, 1.0}
+
+
+def test_readers_are_measured_on_truth_raw_and_compressed(pipeline):
+    record = SECTIONS["readers"][0](pipeline, 0)
+    assert record == dict.fromkeys(record, 1.0)
+    assert {"raw_shape", "mp4_shape"} <= set(record)
 
 
 def test_an_interrupted_suite_goes_on_where_it_stopped(pipeline, tmp_path, monkeypatch):

@@ -63,6 +63,20 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_
         assert torch.equal(a, b)
 
 
+def test_a_run_of_another_kind_of_device_goes_on_with_other_random_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _run(_recipe(tmp_path), max_minutes=1e-9)
+    saved = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)
+    saved |= {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}  # a GPU's state is as short
+    torch.save(saved, tmp_path / loop.CHECKPOINT)
+    task = _run(_recipe(tmp_path), resume=True)
+    assert "was on cuda and goes on on cpu" in caplog.text
+    assert all(parameter.isfinite().all() for parameter in task.vae.parameters())
+    total = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)["state"]["total"]
+    assert total > saved["state"]["total"]
+
+
 def test_the_saved_weights_are_the_moving_average_and_load(tmp_path: Path) -> None:
     task = _run(_recipe(tmp_path))
     saved = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "vae")

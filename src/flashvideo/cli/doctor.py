@@ -14,7 +14,7 @@ from flashvideo.cli import arguments as shared
 from flashvideo.cli.results import Result
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow")
-_OPTIONAL_PACKAGES = ("peft",)  # for training with LoRA adapters
+_OPTIONAL_PACKAGES = ("peft",)  # for loading LoRA adapters
 _ENCODERS = ("libx264", "libvpx-vp9")
 _GIB = 1024**3
 

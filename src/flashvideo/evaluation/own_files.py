@@ -4,7 +4,7 @@ A video is enhanced to twice its size and compared with itself. A still is broug
 back and compared with what it was. Both also go through the VAE alone, at 640 pixels of width: Stage II cannot be
 better than its VAE.
 
-    python -m flashvideo.evaluation.own_files --output own.json --pictures DIR [--right-half] FILE ...
+    python -m flashvideo.evaluation.own_files --output own.json --pictures DIR [--frames N] [--right-half] FILE ...
 
 Shapes: clips (F, 3, H, W) in [-1, 1].
 """
@@ -118,6 +118,8 @@ def main() -> None:
     )
     parser.add_argument("--right-half", action="store_true", help="stills show two pictures; take the right")
     arguments = parser.parse_args()
+    if arguments.frames is not None and arguments.frames < 1:
+        parser.error(f"--frames must be at least 1, got {arguments.frames}")
     pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     records = {}

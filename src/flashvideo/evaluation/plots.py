@@ -1,6 +1,6 @@
 r"""Plots of what the suite measured and of training curves, as PNG files. Needs matplotlib (the `test` extra).
 
-python -m flashvideo.evaluation.plots --figures figures.json --curve stage1=runs/nano_stage1_3/curve.csv \
+python -m flashvideo.evaluation.plots --figures figures.json --curve stage1=runs/nano_stage1_4/curve.csv \
         --output docs/images
 """
 
@@ -19,7 +19,7 @@ SWEEPS = {
     "guidance": "guidance scale",
     "preview_steps": "Stage I steps",
 }
-ATTRIBUTES = ("guidance", "preview_steps")
+PREVIEW_SWEEPS = ("guidance", "preview_steps")
 """Sweeps whose figures are shares of prompts, shown in one panel."""
 PANELS = {
     "psnr": "PSNR to truth, dB",
@@ -30,6 +30,7 @@ PANELS = {
     "fidelity": "PSNR of the downsampled result, dB",
 }
 COLUMNS = 4
+"""Most panels beside one another."""
 
 
 def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> list[tuple[float, ...]]:
@@ -50,7 +51,7 @@ def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> lis
 def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: Path) -> None:
     """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
     attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
-    groups = [tuple(attributes)] if section in ATTRIBUTES else [(name,) for name in PANELS]
+    groups = [tuple(attributes)] if section in PREVIEW_SWEEPS else [(name,) for name in PANELS]
     figure, axes = _axes(len(groups))
     for axis, names in zip(axes, groups, strict=True):
         for name in names:

@@ -2,7 +2,7 @@
 
 The network may shift what the input already shows, and the detail that it adds differs a little from frame to frame,
 which is seen as flicker. Neither needs another network to mend: the first is a band of frequencies in which the input
-is right, the second an average over frames in which the input stands still.
+is right, the second an average over frames in which the input stands still. Ours; not in the paper.
 
 Shapes: B clips, N frames, H, W of the result, h, w of the input at its own level of detail; pixels in [-1, 1].
 """
@@ -17,27 +17,30 @@ STILLNESS = 0.04
 """Standard deviation of the stillness weights: a difference of 5 levels of 255, about a quiet camera's noise."""
 
 MAX_GAIN = 2.0
-"""Most by which averaged detail is amplified, so that mere noise is not."""
+"""Most by which averaged detail is amplified: the average of mere noise stays well below the noise."""
+
+TINY_ENERGY = 1e-6
+"""Mean square, a tenth of a level of 255, below which averaged detail counts as none."""
 
 
-def keep_consistent(result: torch.Tensor, given: torch.Tensor, factor: int) -> torch.Tensor:
-    """Gives a result the input's coarse picture by `back_project` and its stillness by `steady_detail`.
+@torch.no_grad()
+def keep_consistent(result: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Gives a result its input's coarse picture by `back_project`, then its stillness by `steady_detail`.
 
-    The coarse picture has 1 / `factor` of the result's size: what the model was taught to take from its input. A
-    smaller input is used as it is; of a larger one, finer bands stay the model's, which may clean them.
+    The coarse picture is the input, if it has at most half of the result's height and width. Of a larger one it is as
+    much as half of them shows: the finest octave is always the model's, which would otherwise give its input back.
+
+    Clips of several windows are treated one by one, and then cross-faded: detail is steady within a window.
 
     Args:
         result: Enhanced frames (B, N, 3, H, W).
         given: The frames that they were made from, (B, N, 3, any height, any width).
-        factor: How many times the model enlarges.
 
     Returns:
         (B, N, 3, H, W) in [-1, 1], float32.
     """
-    size = [
-        max(1, min(before, round(after / factor)))
-        for before, after in zip(given.shape[-2:], result.shape[-2:], strict=True)
-    ]
+    sides = zip(given.shape[-2:], result.shape[-2:], strict=True)
+    size = [max(1, min(before, after // 2)) for before, after in sides]
     coarse = resize_video(given.to(result.device, torch.float32), *size)
     return steady_detail(back_project(result.float(), coarse), coarse).clamp_(-1, 1)
 
@@ -64,13 +67,14 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
 
     Detail is what the result has beyond the enlarged input. Its average is weighted by `exp(-e / (2 stillness^2))`,
     e being the mean squared difference between the input's frames in 3x3 of its pixels: a joint bilateral filter over
-    time (Petschnigg et al., "Digital photography with flash and no-flash image pairs", 2004). What moves keeps its own
-    detail, for no other frame resembles it. An average of details that differ is fainter than they are, hence it is
-    amplified to their root mean square in 5x5 pixels of the input, at most `MAX_GAIN` times.
+    time (Petschnigg et al., "Digital photography with flash and no-flash image pairs", 2004). What is seen to move in
+    the input keeps its own detail, for no other frame resembles it; what moves where the input is flat is averaged too.
+    An average of details that differ is fainter than they are, hence it is amplified to their root mean square,
+    weighted alike, in 5x5 pixels of the input, at most `MAX_GAIN` times. Takes N^2 passes over a frame.
 
     Args:
-        result: (B, N, 3, H, W).
-        coarse: (B, N, 3, h, w).
+        result: (B, N, 3, H, W), float32.
+        coarse: (B, N, 3, h, w), float32.
         stillness: Standard deviation of the weights, in pixel values.
 
     Returns:
@@ -78,30 +82,34 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
     """
     enlarged = _enlarge(coarse, result)
     detail = result - enlarged
-    strength = _local_energy(detail, coarse)
+    energy = _energy(detail, coarse)
     steady = torch.empty_like(detail)
     for t in range(detail.shape[1]):
         difference = (coarse - coarse[:, t : t + 1]).square().mean(dim=2)  # (B, N, h, w)
-        error = torch.nn.functional.avg_pool2d(difference, 3, 1, padding=1, count_include_pad=False)
-        weights = torch.exp(-error / (2 * stillness**2))
+        weights = torch.exp(-_around(difference, 3) / (2 * stillness**2))
         weights /= weights.sum(dim=1, keepdim=True)
         fine = torch.nn.functional.interpolate(weights, size=result.shape[-2:], mode="bilinear")
         # Frame by frame, because all weighted frames at once are as large as the clip.
         mean = torch.zeros_like(detail[:, t])
         for other in range(detail.shape[1]):
             mean.addcmul_(fine[:, other, None], detail[:, other])
-        wanted = (weights * strength).sum(dim=1, keepdim=True)
-        gain = (wanted / _local_energy(mean[:, None], coarse)).sqrt().clamp(1, MAX_GAIN)
+        wanted = _around((weights * energy).sum(dim=1, keepdim=True), 5)
+        left = _around(_energy(mean[:, None], coarse), 5)
+        gain = (wanted / (left + TINY_ENERGY)).sqrt().clamp(1, MAX_GAIN)
         steady[:, t] = mean * torch.nn.functional.interpolate(gain, size=result.shape[-2:], mode="bilinear")
     return enlarged + steady
 
 
-def _local_energy(detail: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-    """Mean square of detail (B, N, 3, H, W) around each pixel of the coarse picture: (B, N, h, w)."""
-    energy = torch.nn.functional.interpolate(
+def _energy(detail: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Mean square of detail (B, N, 3, H, W) at each pixel of the coarse picture: (B, N, h, w)."""
+    return torch.nn.functional.interpolate(
         detail.square().mean(dim=2), size=coarse.shape[-2:], mode="bilinear", antialias=True
     )
-    return torch.nn.functional.avg_pool2d(energy, 5, 1, padding=2, count_include_pad=False) + 1e-6
+
+
+def _around(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Mean of (B, N, h, w) in `size` x `size` pixels, fewer at borders."""
+    return torch.nn.functional.avg_pool2d(values, size, 1, padding=size // 2, count_include_pad=False)
 
 
 def _enlarge(coarse: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -198,12 +198,13 @@ def read_preview(
         return load_preview(path)
     if (latents := latents_beside(path)) is not None:
         return load_preview(latents)
+    frames = read_video(path).frames[None]
     logger.warning(
         "no %s file lies beside %s: continuing from its pixels, which differs from an unbroken run",
         PREVIEW_SUFFIX,
         path,
     )
-    return read_video(path).frames[None]
+    return frames
 
 
 def _read_settings(path: Path, stored: dict[str, Any]) -> PreviewSettings:

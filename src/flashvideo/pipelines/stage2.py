@@ -35,7 +35,6 @@ from flashvideo.pipelines.inputs import (
 )
 from flashvideo.pipelines.outputs import FlashVideoEnhanceOutput, Frames, postprocess_frames
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
-from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows, reflect_indices
 from flashvideo.presets import Preset
 from flashvideo.shapes import latent_shape, vae_factors
@@ -307,7 +306,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
             for window, latents in windows:
                 pixels = self.decode_latents(latents, settings.height, settings.width, tiling=settings.tiling)
                 if settings.consistency:
-                    pixels = keep_consistent(pixels, window.frames, upscale_factor(self.preset))
+                    pixels = keep_consistent(pixels, window.frames)
                 yield window.start, pixels[:, : window.num_valid].cpu()
 
         yield from cross_fade(decoded(), overlap=settings.overlap)
@@ -434,7 +433,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
             window: Frames of a window, a multiple of the VAE's temporal compression plus one.
             overlap: Frames over which windows are cross-faded, likewise.
             consistency: Whether the result keeps the input's coarse picture and stillness
-                (`flashvideo.pipelines.consistency`).
+                (`flashvideo.pipelines.consistency`); latents for output are before that.
             tiling: Tiles of the VAE, to save memory.
             generator: Source of all randomness; a fresh one if None.
             prompt_embeds: Text embeddings (B, L, D) instead of a prompt.

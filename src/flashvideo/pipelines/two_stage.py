@@ -397,7 +397,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             window: Frames of a window of Stage II.
             overlap: Frames over which the windows of Stage II are cross-faded.
             consistency: Whether the result keeps the preview's coarse picture and stillness
-                (`flashvideo.pipelines.consistency`).
+                (`flashvideo.pipelines.consistency`); latents for output are before that.
             tiling: Tiles of the VAE at Stage II, to save memory.
             generator: Source of all randomness; a fresh one if None.
             preview: Continue from this: a `PreviewState`, its file, a preview video beside which that file lies, any

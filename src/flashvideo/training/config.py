@@ -148,8 +148,8 @@ class Stage1Phase(Phase):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler_steps < 0:
-            raise ValueError(f"sampler_steps must be at least 0, got {self.sampler_steps}")
+        if not 0 <= self.sampler_steps <= 1000:
+            raise ValueError(f"sampler_steps must be 0 to 1000, got {self.sampler_steps}")
         if self.keyframes < 0 or not 0 <= self.ends <= 1:
             raise ValueError(
                 f"keyframes must be at least 0 and ends in [0, 1], got {self.keyframes} and {self.ends}"

@@ -207,7 +207,7 @@ class Run:
         self.last_checkpoint = self.last_validation = time.monotonic()
 
     def restore(self) -> None:
-        """Continue from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if there is one: bit for bit on the same kind of device."""
         path = self.output / CHECKPOINT
         if not path.exists():
             return
@@ -219,8 +219,16 @@ class Run:
             optimizer.param_groups[0]["factor"] = factor
         for shadow, value in zip(self.average.shadow, saved["average"], strict=True):
             shadow.copy_(value)
-        self.generator.set_state(saved["generator"].cpu())
         self.state = saved["state"]
+        if saved["device"] == self.device.type:
+            self.generator.set_state(saved["generator"].cpu())
+        else:
+            logger.warning(
+                "the run was on %s and goes on on %s, whose random numbers are others: not bit for bit the same",
+                saved["device"],
+                self.device.type,
+            )
+            self.generator.manual_seed(self.recipe.seed + 1 + self.state["total"])
         self.curve = Curve(self.output / "curve.csv", self.state["total"])
         logger.info("resumed %s at step %d", self.output, self.state["total"])
 
@@ -231,6 +239,7 @@ class Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.shadow,
             "generator": self.generator.get_state(),
+            "device": self.device.type,
             "state": self.state,
         }
         save_atomically(saved, self.output / CHECKPOINT)

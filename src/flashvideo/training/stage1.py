@@ -132,15 +132,15 @@ class Stage1Task:
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of v, text dropped for guidance."""
         latents, prompts = batch
+        phase = self.recipe.phases[phase_index]
         latents = latents.to(generator.device).float()
-        positions = self._keyframes(latents.shape[1], self.recipe.phases[phase_index], generator)
+        positions = self._keyframes(latents.shape[1], phase, generator)
         if positions is not None:
             latents = latents[:, positions]
         count = len(latents)
         text = self.encode(list(prompts))
         keep = torch.rand(count, generator=generator, device=latents.device) >= self.recipe.text_dropout
         text = text * keep[:, None, None]
-        phase = self.recipe.phases[phase_index]
         timesteps = sample_timesteps(count, phase.density, generator)
         if phase.sampler_steps:
             timesteps = nearest_visited(timesteps, phase.sampler_steps)

@@ -4,7 +4,7 @@ Frames are ``(F, 3, H, W)`` RGB in [-1, 1], where -1 is level 0 and 1 is level 2
 """
 
 from flashvideo.video.errors import VideoError
-from flashvideo.video.pixels import contact_sheet, resize_video, side_by_side, to_uint8
+from flashvideo.video.pixels import contact_sheet, resize_video, to_uint8
 from flashvideo.video.reading import (
     Video,
     VideoInfo,
@@ -29,7 +29,6 @@ __all__ = [
     "read_video",
     "resize_video",
     "save_image",
-    "side_by_side",
     "to_uint8",
     "write_video",
 ]

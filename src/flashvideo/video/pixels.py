@@ -78,29 +78,6 @@ def contact_sheet(frames: torch.Tensor, columns: int) -> Image.Image:
     return Image.fromarray(sheet.numpy())
 
 
-def side_by_side(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Put two clips next to each other for comparison.
-
-    Args:
-        left: ``(F, 3, H, W)``.
-        right: ``(F, 3, H, W)`` of the same frame count and height.
-
-    Returns:
-        ``(F, 3, H, W_left + W_right)``.
-
-    Raises:
-        ValueError: Frame counts or heights differ.
-    """
-    _check_clip("left", left)
-    _check_clip("right", right)
-    if left.shape[:3] != right.shape[:3]:
-        raise ValueError(
-            f"left and right must have the same frame count and height, got {left.shape[0]} frames of height "
-            f"{left.shape[2]} and {right.shape[0]} of {right.shape[2]}; use resize_video first"
-        )
-    return torch.cat([left, right.to(left)], dim=-1)
-
-
 def _check_frames(frames: torch.Tensor) -> None:
     if frames.ndim < 3 or frames.shape[-3] != 3 or frames.numel() == 0:
         raise ValueError(
