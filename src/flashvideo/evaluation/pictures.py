@@ -1,6 +1,9 @@
 r"""A picture of what a model makes: for each prompt its preview, and below it the same moment in full size.
 
+Or, for held-out clips of dead leaves, what stands in for a photograph: bicubic, Stage II, and the truth, side by side.
+
     python -m flashvideo.evaluation.pictures --output frames.jpg "a red ball growing over sand" ...
+    python -m flashvideo.evaluation.pictures --output leaves.jpg --leaves 3 7
 
 Shapes: clips (F, 3, H, W) in [-1, 1].
 """
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flashvideo.data.dead_leaves import render_leaves
+from flashvideo.evaluation.suite import FIRST_SEED, upscale
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.video import contact_sheet, resize_video, save_image
@@ -38,19 +43,47 @@ def sheet(pipeline: FlashVideoPipeline, prompts: Sequence[str], *, width: int, s
     return resize_video(frames, round(width * frames.shape[-2] / frames.shape[-1]), width)
 
 
+def leaves_sheet(
+    pipeline: FlashVideoPipeline, indices: Sequence[int], *, width: int, seed: int = 0
+) -> Tensor:
+    """The middle frames of held-out dead leaves at preview size, enlarged: (3 * indices, 3, H, `width`).
+
+    In each row bicubic, Stage II without a prompt, and the truth.
+    """
+    preset = pipeline.preset
+    size = preset.stage2.height, preset.stage2.width
+    frames = []
+    for index in tqdm(indices):
+        truth = torch.from_numpy(render_leaves(FIRST_SEED + index, height=size[0], width=size[1]))
+        low = resize_video(truth, preset.stage1.height, preset.stage1.width)
+        generator = torch.Generator().manual_seed(seed)
+        result: Any = pipeline.stage2(low[None], generator=generator, output_type="pt")
+        middle = len(truth) // 2
+        clips = upscale(low, *size, "bicubic"), result.frames[0].float(), truth
+        frames += [clip[middle] for clip in clips]
+    return resize_video(torch.stack(frames), round(width * size[0] / size[1]), width)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Show previews and what Stage II makes of them.")
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("--leaves", nargs="+", type=int, metavar="N", help="held-out dead leaves instead")
     parser.add_argument("--model", default="nano", help="nano, or a model folder")
     parser.add_argument("--output", type=Path, required=True, help="picture file")
     parser.add_argument("--width", type=int, default=512, help="of one frame, in pixels")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if bool(arguments.prompts) == bool(arguments.leaves):
+        parser.error("needs either prompts or --leaves")
     pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
-    frames = sheet(pipeline, arguments.prompts, width=arguments.width, seed=arguments.seed)
-    save_image(arguments.output, contact_sheet(frames, columns=len(arguments.prompts)))
+    options = {"width": arguments.width, "seed": arguments.seed}
+    if arguments.leaves:
+        picture = contact_sheet(leaves_sheet(pipeline, arguments.leaves, **options), columns=3)
+    else:
+        picture = contact_sheet(sheet(pipeline, arguments.prompts, **options), columns=len(arguments.prompts))
+    save_image(arguments.output, picture)
 
 
 if __name__ == "__main__":
