@@ -131,6 +131,7 @@ def test_a_share_of_steps_has_its_keyframes_at_the_clips_ends(stage1: Stage1Task
             {"ends": 0.5, "keyframes": 2, "frames": 1},
             "ends needs keyframes: 2 of more than one frame, got 2 of 1",
         ),
+        ({"sampler_steps": 1001}, "sampler_steps must be 0 to 1000, got 1001"),
         ({"ends": 1.5, "keyframes": 2}, r"ends in \[0, 1\], got 2 and 1.5"),
         ({"keyframes": -1}, "keyframes must be at least 0"),
     ],
@@ -315,9 +316,10 @@ def test_stage_2_difference_term_is_against_errors_that_change_between_frames(
     assert _added_by(stage2, "difference_weight", z_hq, v) == pytest.approx(expected, abs=1e-5)
 
 
-def test_stage_2_difference_term_needs_more_than_one_frame(stage2: Stage2Task) -> None:
-    with pytest.raises(ValueError, match="difference_weight needs more than one frame, got frames: 1"):
-        dataclasses.replace(stage2.recipe.phases[0], difference_weight=0.3, frames=1)
+@pytest.mark.parametrize("name", ["difference_weight", "still_contrast_weight"])
+def test_terms_of_stage_2_over_time_need_more_than_one_frame(stage2: Stage2Task, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs more than one frame, got frames: 1"):
+        dataclasses.replace(stage2.recipe.phases[0], **{name: 0.3, "frames": 1})
 
 
 def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> None:

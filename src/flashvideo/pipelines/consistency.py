@@ -97,7 +97,7 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
         left = _around(_energy(mean[:, None], coarse), 5)
         gain = (wanted / (left + TINY_ENERGY)).sqrt().clamp(1, MAX_GAIN)
         steady[:, t] = mean * torch.nn.functional.interpolate(gain, size=result.shape[-2:], mode="bilinear")
-    return enlarged + steady
+    return enlarged.add_(steady)
 
 
 def _energy(detail: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:

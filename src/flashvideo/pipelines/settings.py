@@ -94,7 +94,7 @@ def complete_settings(
 
     Args:
         input_size: Height and width of the input.
-        preset: Where steps, guidance and noise step come from.
+        preset: Where steps, guidance, noise step and consistency come from.
         vae: The VAE, for its time grid and, if `vae.enable_tiling()` was called, its tile size.
         height: Target height; None together with `width` enlarges the input by the model's own factor.
         width: Target width.

@@ -220,8 +220,9 @@ class Stage2Phase(Phase):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.difference_weight and self.frames == 1:
-            raise ValueError("difference_weight needs more than one frame, got frames: 1; leave it out")
+        for name in ("still_contrast_weight", "difference_weight"):
+            if getattr(self, name) and self.frames == 1:
+                raise ValueError(f"{name} needs more than one frame, got frames: 1; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
