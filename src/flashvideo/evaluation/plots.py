@@ -62,7 +62,7 @@ def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: P
         axis.set_xlabel(SWEEPS[section])
         axis.set_title("share read back right" if len(names) > 1 else PANELS[names[0]], fontsize=10)
         if len(names) > 1:
-            axis.legend()
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
