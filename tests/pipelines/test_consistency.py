@@ -105,10 +105,10 @@ def test_a_passing_object_does_not_strengthen_the_detail_beside_its_path() -> No
     block = torch.nn.functional.interpolate(coarse[0], scale_factor=4, mode="nearest")[None]
     result = block + noise(1, 1, 3, 64, 96)
     steady = steady_detail(result, coarse)
-    for rows in (slice(0, 18), slice(46, 64)):  # within 5x5 pixels of the path, but not of 3x3
+    for rows in (slice(14, 18), slice(46, 50)):  # within 5x5 pixels of the path, but not within 3x3
         kept = (steady - enlarged)[..., rows, :].std() / (result - enlarged)[..., rows, :].std()
-        assert kept.item() == pytest.approx(1, abs=0.05)
-        assert steady[..., rows, :].diff(dim=1).abs().mean() < 0.001
+        assert kept.item() == pytest.approx(1, abs=0.02)
+        assert (steady - result)[..., rows, :].diff(dim=1).abs().mean() < 1e-4
 
 
 def test_a_pixel_beside_one_that_changes_does_not_stand_still() -> None:
