@@ -68,7 +68,7 @@ def contact_sheet(frames: torch.Tensor, columns: int) -> Image.Image:
     Raises:
         ValueError: The shape or ``columns`` is not valid.
     """
-    _check_clip("frames", frames)
+    _check_clip(frames)
     if columns < 1:
         raise ValueError(f"columns must be 1 or more, got {columns}")
     levels = to_uint8(frames).cpu()
@@ -85,6 +85,6 @@ def _check_frames(frames: torch.Tensor) -> None:
         )
 
 
-def _check_clip(name: str, frames: torch.Tensor) -> None:
+def _check_clip(frames: torch.Tensor) -> None:
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
-        raise ValueError(f"{name} must have the shape (F, 3, H, W), none of it 0, got {tuple(frames.shape)}")
+        raise ValueError(f"frames must have the shape (F, 3, H, W), none of it 0, got {tuple(frames.shape)}")
