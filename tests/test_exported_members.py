@@ -17,6 +17,7 @@ PUBLIC = [
     "__version__",
     "degrade_latents",
     "load_pipeline",
+    "named_size",
     "read_video",
     "write_video",
 ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flashvideo.degradations.latent import degrade_latents
     from flashvideo.models.transformer import FlashVideoTransformer3DModel
     from flashvideo.pipelines.loading import load_pipeline
+    from flashvideo.pipelines.sizes import named_size
     from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
     from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "degrade_latents",
     "load_pipeline",
+    "named_size",
     "read_video",
     "write_video",
 ]
@@ -49,6 +51,7 @@ _HOME_OF = {
     "Preset": "flashvideo.presets",
     "degrade_latents": "flashvideo.degradations.latent",
     "load_pipeline": "flashvideo.pipelines.loading",
+    "named_size": "flashvideo.pipelines.sizes",
     "read_video": "flashvideo.video",
     "write_video": "flashvideo.video",
 }

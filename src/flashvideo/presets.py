@@ -208,3 +208,56 @@ NANO = Preset(
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (NANO, FLASHVIDEO)})
 """Presets by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRange:
+    """What a model was trained on, or has been seen to do well: each a (least, most).
+
+    Attributes:
+        preview_height: Rows of Stage I.
+        preview_width: Columns of Stage I.
+        num_frames: Frames of Stage I; Stage II takes longer clips in windows.
+        video_height: Rows that Stage II works at.
+        video_width: Columns that Stage II works at.
+
+    Raises:
+        ValueError: If a range is empty.
+    """
+
+    preview_height: tuple[int, int]
+    preview_width: tuple[int, int]
+    num_frames: tuple[int, int]
+    video_height: tuple[int, int]
+    video_width: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for field in fields(self):
+            least, most = getattr(self, field.name)
+            if not 0 < least <= most:
+                raise ValueError(f"{field.name} must be (least, most), both positive, got {(least, most)}")
+
+
+TRAINED_RANGES: Mapping[str, TrainedRange] = MappingProxyType(
+    {
+        # recipes/nano_stage1_*.yaml; the smallest crops of recipes/nano_stage2_*.yaml, the largest video of docs/real.md.
+        NANO.name: TrainedRange(
+            preview_height=(96, 96),
+            preview_width=(160, 160),
+            num_frames=(17, 17),
+            video_height=(96, 720),
+            video_width=(96, 1280),
+        ),
+        # Paper, section 3: 270p and 1080p, floored or raised to multiples of 16, and 49 frames; table 5: up to 2K by
+        # extrapolation of the position embedding.
+        FLASHVIDEO.name: TrainedRange(
+            preview_height=(256, 272),
+            preview_width=(480, 480),
+            num_frames=(49, 49),
+            video_height=(1072, 1472),
+            video_width=(1920, 2560),
+        ),
+    }
+)
+"""Training ranges by the name of the preset; a model of another name has none."""

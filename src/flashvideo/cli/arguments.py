@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
-import re
 from collections.abc import Callable
 from typing import NoReturn
+
+from flashvideo.pipelines.sizes import named_size
+from flashvideo.presets import NANO
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "nano"
 _MAX_SEED = 2**63 - 1
@@ -58,16 +63,23 @@ def number(*, least: float | None = None, above: float = -math.inf) -> Callable[
     return convert
 
 
-def size(text: str) -> tuple[int, int]:
-    """Converts `640x384` to (width, height).
+def size(text: str) -> str:
+    """Refuses what is neither the name of a size nor WIDTHxHEIGHT; what a name means, the model or the input tells.
 
-    >>> size("640x384")
-    (640, 384)
+    >>> size("640x384"), size("2K")
+    ('640x384', '2K')
     """
-    match = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text.strip())  # noqa: RUF001 - people paste it
-    if match is None:
-        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 640x384, got {text!r}")
-    return int(match[1]), int(match[2])
+    try:
+        named_size(text, preset=NANO)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("size ")) from None
+    return text
+
+
+def log_odd_size(height: int, width: int) -> None:
+    """Warns of a size that the usual 4:2:0 video cannot have."""
+    if height % 2 or width % 2:
+        logger.warning("%dx%d is an odd size, which some players do not show", width, height)
 
 
 def prompt(text: str) -> str:

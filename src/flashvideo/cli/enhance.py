@@ -15,6 +15,7 @@ from flashvideo.cli.messages import StepProgress, progress_is_shown
 from flashvideo.cli.metadata import enhance_metadata
 from flashvideo.cli.model import count_windows, open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result, describe_clip
+from flashvideo.pipelines.sizes import named_size
 
 if TYPE_CHECKING:
     from flashvideo.pipelines.settings import EnhanceSettings
@@ -47,7 +48,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="factor of both sides, to even numbers of pixels",
     )
     target.add_argument(
-        "--size", type=shared.size, metavar="WxH", help="exact size (default: the model's own factor)"
+        "--size",
+        type=shared.size,
+        metavar="SIZE",
+        help="720p, 1080p, 2k, ...: so many pixels on the shorter side, in the input's own shape; or exactly "
+        "WIDTHxHEIGHT (default: the model's own factor)",
     )
     settings = parser.add_argument_group("settings")
     settings.add_argument("--steps", type=shared.whole_number(), metavar="N", help="number of steps")
@@ -133,12 +138,14 @@ def choose_settings(
     """
     from flashvideo.pipelines.settings import complete_settings
 
-    width, height = arguments.size or (None, None)
-    if width is not None and height is not None and (width % 2 or height % 2):
-        logger.warning("%dx%d is an odd size, which some players do not show", width, height)
+    height: int | None = None
+    width: int | None = None
+    if arguments.size is not None:
+        height, width = named_size(arguments.size, like=(info.height, info.width), preset=pipeline.preset)
+        shared.log_odd_size(height, width)
     if arguments.scale is not None:
         # Even sides are what every player shows; a factor leaves that much open, an exact size does not.
-        width, height = (max(2, 2 * round(arguments.scale * side / 2)) for side in (info.width, info.height))
+        height, width = (max(2, 2 * round(arguments.scale * side / 2)) for side in (info.height, info.width))
     return complete_settings(
         (info.height, info.width),
         preset=pipeline.preset,

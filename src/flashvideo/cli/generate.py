@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import LATENTS_SUFFIX, check_distinct, check_input, check_output
-from flashvideo.cli.generation import Generation
+from flashvideo.cli.generation import Generation, preview_shape
 from flashvideo.cli.model import open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result, describe_clip
+from flashvideo.pipelines.sizes import REFERENCE, SHORT_SIDES, named_size
 from flashvideo.presets import NANO
 
 if TYPE_CHECKING:
+    import torch
+
+    from flashvideo.pipelines.preview import PreviewState
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 
@@ -30,8 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "generate",
         help="make a video from a prompt",
         description="Make a video from a prompt: a small preview first, then detail at full size.",
-        epilog=f"Sizes are WIDTHxHEIGHT. What is not given is the model's own; {own_settings()}. "
-        "Existing output files are replaced.",
+        epilog="The preview is the smallest that, enlarged by the model, covers the size; what it has more is cut off. "
+        f"What is not given is the model's own; {own_settings()}. Existing output files are replaced.",
     )
     parser.add_argument(
         "prompt", nargs="?", type=shared.prompt, metavar="PROMPT", help="what the video shall show"
@@ -63,7 +67,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     settings = parser.add_argument_group("settings")
     shared.add_seed(settings)
-    settings.add_argument("--size", type=shared.size, metavar="WxH", help="size of the final video")
+    settings.add_argument(
+        "--size",
+        type=shared.size,
+        metavar="SIZE",
+        help="size of the final video: 270p, 360p, 480p, 540p, 720p, 1080p, 2k or 4k at 16:9, any WIDTHxHEIGHT, or "
+        "reference for the model's own (the default)",
+    )
+    settings.add_argument("--portrait", action="store_true", help="a named size, upright")
     settings.add_argument(
         "--frames",
         type=shared.whole_number(),
@@ -132,6 +143,11 @@ def check_combination(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: If two contradict, or one is missing.
     """
+    if arguments.size is not None and arguments.portrait:
+        try:
+            named_size(arguments.size, portrait=True, preset=NANO)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
     if arguments.from_preview is None:
         if arguments.prompt is None:
             raise UsageError("generate needs a PROMPT, or --from-preview FILE to continue from")
@@ -141,7 +157,7 @@ def check_combination(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is None:
         raise UsageError("generate needs -o OUT for the video")
-    for name in ("preview", "preview_only", "previews", "frames"):
+    for name in ("preview", "preview_only", "previews", "frames", "portrait"):
         if getattr(arguments, name):
             option = "--" + name.replace("_", "-")
             raise UsageError(
@@ -204,8 +220,7 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
 
     source = None if arguments.from_preview is None else read_preview(arguments.from_preview)
     pipeline = open_pipeline(arguments)
-    if arguments.size is not None and source is None:
-        check_size(pipeline, *arguments.size)
+    size = choose_size(arguments, pipeline, source)
     frame_rate = Fraction(pipeline.preset.stage1.frame_rate).limit_denominator(1001)
     if source is not None and not isinstance(source, PreviewState):
         frame_rate = probe_video(arguments.from_preview).frame_rate
@@ -214,26 +229,26 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
     if seed is None and not isinstance(source, PreviewState):
         seed = secrets.randbelow(2**31)
     return Generation(
-        arguments=arguments, pipeline=pipeline, source=source, seed=seed, frame_rate=frame_rate, phases=phases
+        arguments=arguments,
+        pipeline=pipeline,
+        source=source,
+        size=size,
+        seed=seed,
+        frame_rate=frame_rate,
+        phases=phases,
     )
 
 
-def check_size(pipeline: FlashVideoPipeline, width: int, height: int) -> None:
-    """Checks a final size, with the width first as users write it.
-
-    Raises:
-        ValueError: If the model cannot make it, with the nearest size that it can.
-    """
-    from flashvideo.pipelines.sizes import upscale_factor
-    from flashvideo.shapes import vae_factors
-
-    try:
-        pipeline.preview_size(height, width)
-    except ValueError:
-        _, spatial = vae_factors(pipeline.vae.config)
-        step = upscale_factor(pipeline.preset) * spatial * int(pipeline.stage1_transformer.config.patch_size)
-        nearest = [max(1, round(side / step)) * step for side in (width, height)]
-        raise ValueError(
-            f"--size must be WIDTHxHEIGHT in multiples of {step}, got {width}x{height}; "
-            f"try {nearest[0]}x{nearest[1]}"
-        ) from None
+def choose_size(
+    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, source: PreviewState | torch.Tensor | None
+) -> tuple[int, int] | None:
+    """Returns height and width of the final video; None for the model's own, or the one that the preview is for."""
+    if arguments.size is None and not arguments.portrait:
+        return None
+    portrait = arguments.portrait
+    if source is not None and arguments.size.strip().lower() in SHORT_SIDES:
+        height, width = preview_shape(source)[1:]
+        portrait = height > width  # a name stands as the preview does
+    size = named_size(arguments.size or REFERENCE, portrait=portrait, preset=pipeline.preset)
+    shared.log_odd_size(*size)
+    return size

@@ -41,6 +41,9 @@ class Generation:
     source: PreviewState | torch.Tensor | None
     """The preview to continue from: with its latents, as pixels (B, F, 3, H, W), or none."""
 
+    size: tuple[int, int] | None
+    """Height and width of the video; None for the model's own, or the one that the preview is for."""
+
     seed: int | None
     """Seed of this run; None where a preview's own randomness goes on."""
 
@@ -136,16 +139,13 @@ class Generation:
         """Runs Stage II on a preview."""
         import torch
 
-        from flashvideo.pipelines.preview import PreviewState
-
         prompt = self.arguments.prompt if self.source is not None else None
         generator = None  # the preview's own
         if self.source is not None and self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
         settings = self.detail_settings()
         steps = settings["num_inference_steps"] or self.pipeline.preset.stage2.num_inference_steps
-        num_frames = source.settings.num_frames if isinstance(source, PreviewState) else source.shape[1]
-        windows = count_windows(self.pipeline, int(num_frames))
+        windows = count_windows(self.pipeline, preview_shape(source)[0])
         shown = progress_is_shown(self.arguments.progress)
         with self.phases("detail"), StepProgress("detail", windows * steps, shown=shown) as progress:
             output: FlashVideoPipelineOutput = self.pipeline(  # type: ignore[assignment]  # not a tuple by default
@@ -161,7 +161,7 @@ class Generation:
     def detail_settings(self) -> dict[str, Any]:
         """Returns the pipeline's arguments for Stage II, None where the model's own apply."""
         arguments = self.arguments
-        width, height = arguments.size or (None, None)
+        height, width = self.size or (None, None)
         continues = arguments.from_preview is not None
         return {
             "height": height,
@@ -191,10 +191,14 @@ class Generation:
             preview: The preview with its settings, if it is known.
             shape: (F, 3, H, W) of the final video; None for the preview's own file.
         """
+        enlarged, source = None, preview if preview is not None else self.source
+        if shape is not None and source is not None:
+            enlarged = self.pipeline.enlarged_size(preview_shape(source)[1:], (shape[2], shape[3]))
         return two_stage_metadata(
             self.pipeline,
             preview=preview,
             shape=shape,
+            enlarged=enlarged,
             detail=self.detail_settings(),
             model=self.arguments.model,
             prompt=self.arguments.prompt,
@@ -232,6 +236,15 @@ class Generation:
         if arguments.model != DEFAULT_MODEL:
             words += ["--model", arguments.model]
         return shlex.join(words)
+
+
+def preview_shape(source: PreviewState | torch.Tensor) -> tuple[int, int, int]:
+    """Returns frames, height and width of a preview with its latents, or of its pixels (B, F, 3, H, W)."""
+    from flashvideo.pipelines.preview import PreviewState
+
+    if isinstance(source, PreviewState):
+        return source.settings.num_frames, source.settings.height, source.settings.width
+    return source.shape[1], source.shape[3], source.shape[4]
 
 
 def candidate_sheet(clips: list[torch.Tensor]) -> Image.Image:

@@ -20,6 +20,7 @@ def two_stage_metadata(
     *,
     preview: PreviewState | None,
     shape: tuple[int, ...] | None,
+    enlarged: tuple[int, int] | None,
     detail: Mapping[str, Any],
     model: str,
     prompt: str | None,
@@ -32,6 +33,7 @@ def two_stage_metadata(
         pipeline: The model, for its defaults.
         preview: The preview with its settings; None if it came as pixels.
         shape: (F, 3, H, W) of the final video; None for the preview's own file.
+        enlarged: Height and width that Stage II worked at, where there is a final video.
         detail: The pipeline's arguments for Stage II, None where the model's own apply.
         model: The model's name or folder.
         prompt: The prompt of this command; None if the preview's applies.
@@ -70,6 +72,7 @@ def two_stage_metadata(
             "guidance_scale": 1.0 if prompt is None else guidance or defaults.guidance_scale,
             "noise_step": defaults.noise_step if noise_step is None else noise_step,
             "consistency": defaults.consistency if consistency is None else consistency,
+            **computed_size(pipeline, enlarged or (shape[2], shape[3]), (shape[2], shape[3])),
         }
     return generation_metadata(
         model=model_label(model),
@@ -122,9 +125,32 @@ def enhance_metadata(
                 "guidance_scale": 1.0 if prompt is None else settings.guidance_scale,
                 "noise_step": settings.noise_step,
                 "consistency": settings.consistency,
+                **computed_size(pipeline, settings.working_size, (settings.height, settings.width)),
             },
         },
     )
+
+
+def computed_size(
+    pipeline: FlashVideoPipeline, enlarged: tuple[int, int], final: tuple[int, int]
+) -> dict[str, dict[str, int]]:
+    """Describes what Stage II computed beyond the video's size, and where the video lies in it; empty if nothing.
+
+    Args:
+        pipeline: The model.
+        enlarged: Height and width that the input was resized to.
+        final: Height and width of the video.
+
+    Returns:
+        `computed`, its height and width with the padding, and `crop`, the rows above and columns left of the video.
+    """
+    from flashvideo.pipelines.sizes import crop_offset
+
+    height, width = pipeline.stage2.padded_size(*enlarged)
+    if (height, width) == final:
+        return {}
+    top, left = crop_offset(enlarged, final)
+    return {"computed": {"height": height, "width": width}, "crop": {"top": top, "left": left}}
 
 
 def dtype_name(pipeline: FlashVideoPipeline) -> str:

@@ -74,11 +74,13 @@ def count_windows(
     pipeline: FlashVideoPipeline, num_frames: int, settings: EnhanceSettings | None = None
 ) -> int:
     """Returns how many windows a clip goes through at Stage II; with the model's own window where None is given."""
-    from flashvideo.pipelines.settings import complete_settings
+    from flashvideo.pipelines.settings import complete_windows
     from flashvideo.shapes import vae_factors
 
     if settings is None:
-        settings = complete_settings((1, 1), preset=pipeline.preset, vae=pipeline.vae)
+        window, overlap = complete_windows(None, None, preset=pipeline.preset, vae=pipeline.vae)
+    else:
+        window, overlap = settings.window, settings.overlap
     temporal, _ = vae_factors(pipeline.vae.config)
     padded = 1 + -(-(num_frames - 1) // temporal) * temporal
-    return 1 + max(0, -(-(padded - settings.window) // (settings.window - settings.overlap)))
+    return 1 + max(0, -(-(padded - window) // (window - overlap)))

@@ -66,6 +66,12 @@ class PreviewSettings:
     guidance_schedule: str
     """Guidance schedule of Stage I."""
 
+    final_height: int | None = None
+    """Height of the video that the preview was made for; None together with `final_width` for the model's own."""
+
+    final_width: int | None = None
+    """Width of the video that the preview was made for."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreviewState:
@@ -209,7 +215,8 @@ def read_preview(
 
 def _read_settings(path: Path, stored: dict[str, Any]) -> PreviewSettings:
     known = {field.name for field in dataclasses.fields(PreviewSettings)}
-    if set(stored) != known:
+    # Files of before the final size was noted are of previews whose size alone told it.
+    if set(stored) | {"final_height", "final_width"} != known:
         raise ValueError(
             f"{path} holds other settings than this version knows: {sorted(set(stored) ^ known)}"
         )

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from diffusers import AutoencoderKLCogVideoX
 
 from flashvideo.pipelines.inputs import check_count, check_guidance, or_default
-from flashvideo.pipelines.sizes import upscale_factor
+from flashvideo.pipelines.sizes import is_own_pair, upscale_factor
+from flashvideo.pipelines.trained import log_untrained_video
 from flashvideo.pipelines.windows import check_windows
 from flashvideo.presets import Preset
 from flashvideo.shapes import vae_factors
 from flashvideo.vae import Tiling
 
 logger = logging.getLogger(__name__)
-
-# Beyond this change of shape people look stretched; the released preset itself changes it by 5 %.
-_MAX_STRETCH = 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +53,25 @@ class EnhanceSettings:
     tiling: Tiling | None = None
     """Tiles of the VAE; None for whole frames."""
 
+    enlarged: tuple[int, int] | None = None
+    """Height and width to which the input is resized, of which the middle is kept; None for the target's own."""
+
     def __post_init__(self) -> None:
         """Checks the numbers that mean the same for every model."""
         check_count("noise_step", self.noise_step, least=0)
         for name in ("height", "width", "num_inference_steps", "window", "overlap"):
             check_count(name, getattr(self, name))
         check_guidance("guidance_scale", self.guidance_scale)
+        if self.working_size[0] < self.height or self.working_size[1] < self.width:
+            raise ValueError(
+                f"enlarged must cover the height and width of {self.height}x{self.width}, "
+                f"got {self.working_size[0]}x{self.working_size[1]}"
+            )
+
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """Height and width at which the model works, before anything is cut off."""
+        return (self.height, self.width) if self.enlarged is None else self.enlarged
 
     def check_one_window(self, num_frames: int) -> None:
         """Checks that a clip is a single window, as latents for output must be.
@@ -89,6 +100,7 @@ def complete_settings(
     overlap: int | None = None,
     consistency: bool | None = None,
     tiling: Tiling | None = None,
+    enlarged: tuple[int, int] | None = None,
 ) -> EnhanceSettings:
     """Fills in what is None, and checks the result against the model.
 
@@ -105,9 +117,10 @@ def complete_settings(
         overlap: Frames that windows share; None for as little as crosses two latent frames.
         consistency: Whether the result keeps the input's coarse picture and stillness.
         tiling: Tiles of the VAE.
+        enlarged: Height and width to which the input is resized, of which the middle is kept.
 
     Returns:
-        Complete settings.
+        Complete settings. A change of shape, a shrunk video and a size outside the training range are logged.
 
     Raises:
         ValueError: In one sentence, what is wrong and what would be right.
@@ -118,10 +131,8 @@ def complete_settings(
         )
     if height is None or width is None:
         height, width = (side * upscale_factor(preset) for side in input_size)
-    temporal, _ = vae_factors(vae.config)
-    window = or_default(window, preset.stage1.num_frames)
-    if overlap is None:
-        overlap = temporal + 1 if window > temporal + 1 else 1
+    window, overlap = complete_windows(window, overlap, preset=preset, vae=vae)
+    working_size = or_default(enlarged, (height, width))
     defaults = preset.stage2
     settings = EnhanceSettings(
         height=height,
@@ -132,11 +143,24 @@ def complete_settings(
         window=window,
         overlap=overlap,
         consistency=or_default(consistency, defaults.consistency),
-        tiling=or_default(tiling, _tiling_of(vae, height, width)),
+        tiling=or_default(tiling, _tiling_of(vae, *working_size)),
+        enlarged=enlarged,
     )
-    check_windows(window, overlap, temporal_factor=temporal)
-    _log_stretch(input_size, (height, width))
+    check_windows(window, overlap, temporal_factor=vae_factors(vae.config)[0])
+    if not is_own_pair(input_size, working_size, preset):
+        _log_stretch(input_size, working_size)
+    _log_shrinkage(input_size, working_size)
+    log_untrained_video(*working_size, preset=preset)
     return settings
+
+
+def complete_windows(
+    window: int | None, overlap: int | None, *, preset: Preset, vae: AutoencoderKLCogVideoX
+) -> tuple[int, int]:
+    """Fills in the frames of a window and of an overlap as `complete_settings` does, unchecked."""
+    temporal, _ = vae_factors(vae.config)
+    window = or_default(window, preset.stage1.num_frames)
+    return window, or_default(overlap, temporal + 1 if window > temporal + 1 else 1)
 
 
 def _tiling_of(vae: AutoencoderKLCogVideoX, height: int, width: int) -> Tiling | None:
@@ -151,6 +175,11 @@ def _tiling_of(vae: AutoencoderKLCogVideoX, height: int, width: int) -> Tiling |
 
 
 def _log_stretch(before: tuple[int, int], after: tuple[int, int]) -> None:
-    stretch = (after[0] / after[1]) / (before[0] / before[1])
-    if max(stretch, 1 / stretch) > 1 + _MAX_STRETCH:
+    # Both sides rounded to even numbers, each by a pixel at most, change the shape by no more than this.
+    if abs(after[0] * before[1] - after[1] * before[0]) > sum(before):
         logger.warning("the video changes its shape, from %dx%d to %dx%d: it is stretched", *before, *after)
+
+
+def _log_shrinkage(before: tuple[int, int], after: tuple[int, int]) -> None:
+    if after[0] < before[0] or after[1] < before[1]:
+        logger.warning("the video shrinks, from %dx%d to %dx%d: what it shows is lost", *before, *after)

@@ -29,6 +29,7 @@ from flashvideo.pipelines.inputs import (
     or_default,
 )
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
+from flashvideo.pipelines.trained import log_untrained_preview
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import LatentShape, latent_shape
@@ -261,13 +262,15 @@ class FlashVideoStage1Pipeline(StagePipeline):
             ValueError: In one sentence, what is wrong and what would be right.
         """
         defaults = self.preset.stage1
+        num_frames = or_default(num_frames, defaults.num_frames)
+        height, width = or_default(height, defaults.height), or_default(width, defaults.width)
         num_inference_steps = or_default(num_inference_steps, defaults.num_inference_steps)
         guidance_scale = or_default(guidance_scale, defaults.guidance_scale)
         size = self.check_inputs(
             prompt,
-            height=or_default(height, defaults.height),
-            width=or_default(width, defaults.width),
-            num_frames=or_default(num_frames, defaults.num_frames),
+            height=height,
+            width=width,
+            num_frames=num_frames,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=generator,
@@ -276,6 +279,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        log_untrained_preview(num_frames, height, width, preset=self.preset)
         self._interrupt = False
         generator = generator_or_fresh(generator)
         if prompt is not None:

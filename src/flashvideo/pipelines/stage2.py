@@ -35,6 +35,7 @@ from flashvideo.pipelines.inputs import (
 )
 from flashvideo.pipelines.outputs import FlashVideoEnhanceOutput, Frames, postprocess_frames
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
+from flashvideo.pipelines.sizes import crop_offset
 from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows, reflect_indices
 from flashvideo.presets import Preset
 from flashvideo.shapes import latent_shape, vae_factors
@@ -122,6 +123,11 @@ class FlashVideoEnhancePipeline(StagePipeline):
         prefixed = [with_prefix(one, defaults.prompt_prefix) for one in prompts]
         return self.embed(prefixed, defaults.max_text_tokens).expand(batch_size, -1, -1)
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the next height and width that the models take: multiples of VAE compression times patch size."""
+        multiple = vae_factors(self.vae.config)[1] * self.transformer.config.patch_size
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
     def prepare_pixels(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Resizes to the target, then continues by reflection, below and to the right, to what the models take.
 
@@ -131,12 +137,11 @@ class FlashVideoEnhancePipeline(StagePipeline):
             width: Target width.
 
         Returns:
-            (B, N, 3, H', W'), H' and W' the next multiples of the VAE's compression times the patch size.
+            (B, N, 3, H', W'), H' and W' as `padded_size` gives them.
         """
-        multiple = vae_factors(self.vae.config)[1] * self.transformer.config.patch_size
+        padded_height, padded_width = self.padded_size(height, width)
         resized = resize_video(pixels.to(self._execution_device), height, width)
-        for axis, side in ((-2, height), (-1, width)):
-            padded = -(-side // multiple) * multiple
+        for axis, side, padded in ((-2, height, padded_height), (-1, width, padded_width)):
             indices = torch.tensor(reflect_indices(side, padded), device=resized.device)
             resized = resized.index_select(axis, indices)
         return resized
@@ -264,7 +269,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         for window in iterate_windows(
             frames, window=settings.window, overlap=settings.overlap, temporal_factor=temporal
         ):
-            pixels = self.prepare_pixels(window.frames, settings.height, settings.width)
+            pixels = self.prepare_pixels(window.frames, *settings.working_size)
             batch_size, num_frames, _, height, width = pixels.shape
             shape = latent_shape(num_frames, height, width, vae_config=self.vae.config).as_tuple(batch_size)
             start = window.start // temporal
@@ -296,17 +301,19 @@ class FlashVideoEnhancePipeline(StagePipeline):
     def join_windows(
         self, windows: Iterable[tuple[Window, torch.Tensor]], settings: EnhanceSettings
     ) -> Iterator[torch.Tensor]:
-        """Decodes what `enhance_windows` yields, keeps it consistent if wanted, and cross-fades it.
+        """Decodes what `enhance_windows` yields, keeps it consistent if wanted, cuts it to size and cross-fades it.
 
         Yields:
             Stretches (B, n, 3, H, W) of the clip in [-1, 1], on the CPU.
         """
+        top, left = crop_offset(settings.working_size, (settings.height, settings.width))
 
         def decoded() -> Iterator[tuple[int, torch.Tensor]]:
             for window, latents in windows:
-                pixels = self.decode_latents(latents, settings.height, settings.width, tiling=settings.tiling)
+                pixels = self.decode_latents(latents, *settings.working_size, tiling=settings.tiling)
                 if settings.consistency:
                     pixels = keep_consistent(pixels, window.frames)
+                pixels = pixels[..., top : top + settings.height, left : left + settings.width]
                 yield window.start, pixels[:, : window.num_valid].cpu()
 
         yield from cross_fade(decoded(), overlap=settings.overlap)

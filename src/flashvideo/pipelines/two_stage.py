@@ -37,12 +37,18 @@ from flashvideo.pipelines.outputs import (
 )
 from flashvideo.pipelines.preview import PreviewSettings, PreviewState, read_preview
 from flashvideo.pipelines.settings import complete_settings
-from flashvideo.pipelines.sizes import final_size, preview_size
+from flashvideo.pipelines.sizes import (
+    enlarged_size,
+    final_size,
+    log_crop,
+    preview_size,
+    upscale_factor,
+)
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler
-from flashvideo.shapes import check_size, vae_factors
+from flashvideo.shapes import vae_factors
 from flashvideo.vae import Tiling
 
 logger = logging.getLogger(__name__)
@@ -137,20 +143,24 @@ class FlashVideoPipeline(DiffusionPipeline):
         return pipeline
 
     def preview_size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width of the preview of a video of this size.
+        """Returns height and width of the preview of a video of this size, which may be any.
 
         Raises:
-            ValueError: If the size has no preview, with the nearest that has one.
+            ValueError: If one of the two is not a whole number of at least 1.
         """
         check_count("height", height)
         check_count("width", width)
+        return preview_size(height, width, preset=self.preset, multiple=self.preview_multiple)
+
+    @property
+    def preview_multiple(self) -> int:
+        """What the sides of a preview are multiples of: the VAE's compression times Stage I's patch size."""
         _, spatial = vae_factors(self.vae.config)
-        multiple = spatial * self.stage1_transformer.config.patch_size
-        size = preview_size(height, width, preset=self.preset, multiple=multiple)
-        check_size(
-            height, width, vae_config=self.vae.config, patch_size=self.stage2_transformer.config.patch_size
-        )
-        return size
+        return spatial * int(self.stage1_transformer.config.patch_size)
+
+    def enlarged_size(self, preview: tuple[int, int], final: tuple[int, int]) -> tuple[int, int]:
+        """Returns height and width that Stage II works at, from those of the preview and of the video."""
+        return enlarged_size(preview, final, preset=self.preset, multiple=self.preview_multiple)
 
     def check_inputs(
         self,
@@ -201,6 +211,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         prompt: str | list[str],
         shape: tuple[int, int, int],
         *,
+        final: tuple[int, int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str | None = None,
@@ -213,6 +224,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         Args:
             prompt: One prompt or B prompts.
             shape: Frames, height and width of the preview.
+            final: Height and width of the video that the preview is for, which it notes; the model's own if None.
             num_inference_steps: Steps of Stage I; the preset's if None, as for all that follow.
             guidance_scale: Guidance scale of Stage I.
             guidance_schedule: Guidance schedule of Stage I.
@@ -235,6 +247,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
             guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
             guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
+            final_height=None if final is None else final[0],
+            final_width=None if final is None else final[1],
         )
         result = self.stage1(
             prompt,
@@ -320,14 +334,15 @@ class FlashVideoPipeline(DiffusionPipeline):
         Args:
             source: What `read_preview` returned.
             num_frames: Frames of a new preview; the preset's if None.
-            height: Final height; None together with `width` for the model's own size, or the preview's enlarged.
+            height: Final height; None together with `width` for the model's own size; from a preview for the size that
+                it was made for, or of pixels the preview's enlarged.
             width: Final width.
 
         Returns:
             Frames, height and width of the preview; final height and width.
 
         Raises:
-            ValueError: If only one of the two is given, or no preview fits the size.
+            ValueError: If only one of the two is given, or is not a whole number of at least 1.
         """
         if (height is None) != (width is None):
             raise ValueError(
@@ -342,6 +357,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         if isinstance(source, PreviewState):
             made = source.settings
             preview_shape = (made.num_frames, made.height, made.width)
+            if height is None:
+                height, width = made.final_height, made.final_width
         else:
             preview_shape = (source.shape[1], source.shape[-2], source.shape[-1])
         if height is None or width is None:
@@ -385,7 +402,8 @@ class FlashVideoPipeline(DiffusionPipeline):
 
         Args:
             prompt: One prompt or B prompts. With `preview`, a new prompt for Stage II; the preview's own if None.
-            height: Height of the final video, see `preview_size`.
+            height: Height of the final video, any; Stage II works at that of the preview enlarged, and the middle is
+                kept. `named_size("1080p")` gives both by a name. None for the model's own, or the preview's.
             width: Width of the final video.
             num_frames: Frames, a multiple of the VAE's temporal compression plus one.
             num_inference_steps: Steps of Stage II.
@@ -403,7 +421,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             preview: Continue from this: a `PreviewState`, its file, a preview video beside which that file lies, any
                 other video file, or pixels (B, F, 3, H, W).
             preview_only: Stop after Stage I.
-            output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1], or `"latent"`.
+            output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1], or `"latent"`, of which nothing is cut off.
             return_dict: Whether to return a `FlashVideoPipelineOutput` rather than (frames, preview frames).
             stage1_callback_on_step_end: `(pipeline, step, timestep, tensors) -> tensors to replace`, in Stage I.
             callback_on_step_end: The same in Stage II.
@@ -430,6 +448,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         preview_shape, (height, width) = self.resolve_sizes(
             source, num_frames=num_frames, height=height, width=width
         )
+        enlarged = self.enlarged_size(preview_shape[1:], (height, width))
         settings = complete_settings(
             preview_shape[1:],
             preset=self.preset,
@@ -443,7 +462,9 @@ class FlashVideoPipeline(DiffusionPipeline):
             overlap=overlap,
             consistency=consistency,
             tiling=tiling,
+            enlarged=enlarged,
         )
+        log_crop(enlarged, (height, width), step=upscale_factor(self.preset) * self.preview_multiple)
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
         self._interrupt, timings = False, {}
@@ -453,6 +474,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             made = self.make_preview(
                 prompt,
                 preview_shape,
+                final=(height, width),
                 num_inference_steps=stage1_num_inference_steps,
                 guidance_scale=stage1_guidance_scale,
                 guidance_schedule=stage1_guidance_schedule,
