@@ -241,7 +241,7 @@ class TrainedRange:
 
 TRAINED_RANGES: Mapping[str, TrainedRange] = MappingProxyType(
     {
-        # recipes/nano_stage1_*.yaml; the smallest crops of recipes/nano_stage2_*.yaml, the largest video of docs/real.md.
+        # recipes/nano_stage1_*.yaml; smallest crops of recipes/nano_stage2_*.yaml, largest video of docs/real.md.
         NANO.name: TrainedRange(
             preview_height=(96, 96),
             preview_width=(160, 160),

@@ -199,12 +199,11 @@ def test_a_preview_whose_video_cannot_be_written_leaves_no_latents(generate, tmp
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--size", "50x30"], r"--size must be WIDTHxHEIGHT in multiples of 16, got 50x30; try 48x32"),
         (["--frames", 48], r"num_frames must be 4k\+1, got 48; try 49"),
         (["--device", "toaster"], r"device must be one of .* got 'toaster'"),
         (["--dtype", "int8"], r"dtype must be one of .* got 'int8'"),
     ],
-    ids=["odd size", "48 frames", "unknown device", "unknown dtype"],
+    ids=["48 frames", "unknown device", "unknown dtype"],
 )
 def test_what_the_model_cannot_do_is_refused_with_what_it_can(
     call, toy_model, refusal, tmp_path, words, sentence
@@ -219,12 +218,17 @@ def test_what_the_model_cannot_do_is_refused_with_what_it_can(
         ([PROMPT, "-o", "out.mp4", "--steps", "0"], "--steps: must be a whole number of at least 1, got '0'"),
         (
             [PROMPT, "-o", "out.mp4", "--size", "640"],
-            "--size: must be WIDTHxHEIGHT such as 640x384, got '640'",
+            "--size: must be 270p, .*, 4k, reference or WIDTHxHEIGHT such as 640x384, got '640'",
         ),
         (
             [PROMPT, "-o", "out.mp4", "--size", "0x0"],
-            "--size: must be WIDTHxHEIGHT such as 640x384, got '0x0'",
+            "--size: must be .* or WIDTHxHEIGHT such as 640x384, got '0x0'",
         ),
+        (
+            [PROMPT, "-o", "out.mp4", "--size", "640x384", "--portrait"],
+            "--portrait turns a name such as 1080p, got the landscape size 640x384; try 384x640",
+        ),
+        (["--from-preview", "in.mp4", "-o", "a.mp4", "--portrait"], "--portrait is of the preview"),
         (
             [PROMPT, "-o", "out.mp4", "--guidance", "nan"],
             "--guidance: must be a number of at least 1, got 'nan'",

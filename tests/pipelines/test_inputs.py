@@ -9,8 +9,7 @@ from PIL import Image
 
 from flashvideo.pipelines.inputs import generator_or_fresh, log_prompt_limits, peek, read_preset, to_pixels
 from flashvideo.pipelines.outputs import postprocess_frames
-from flashvideo.pipelines.sizes import final_size, preview_size
-from flashvideo.presets import FLASHVIDEO, NANO
+from flashvideo.presets import NANO
 from flashvideo.text import build_word_tokenizer
 
 
@@ -110,22 +109,3 @@ def test_frames_come_in_the_form_asked_for():
     clips = postprocess_frames(pixels, "pil")
     assert (len(clips), len(clips[0]), clips[0][0].size) == (2, 5, (6, 4))
     assert clips[1][4].getpixel((0, 0)) == (255, 0, 153)
-
-
-@pytest.mark.parametrize(
-    ("preset", "size", "expected"),
-    [
-        (FLASHVIDEO, (1072, 1920), (256, 480)),
-        (FLASHVIDEO, (1088, 1920), (272, 480)),
-        (NANO, (384, 640), (96, 160)),
-        (NANO, (256, 384), (64, 96)),
-    ],
-)
-def test_each_final_size_has_its_preview_and_back(preset, size, expected):
-    assert preview_size(*size, preset=preset, multiple=16) == expected
-    assert final_size(*expected, preset=preset) == size
-
-
-def test_a_size_without_a_preview_is_refused_with_the_nearest_that_has_one():
-    with pytest.raises(ValueError, match=r"multiples of 64 .*got 1080x1920; try 1088x1920"):
-        preview_size(1080, 1920, preset=FLASHVIDEO, multiple=16)

@@ -215,7 +215,7 @@ def test_a_stored_preset_is_checked(pipeline):
         ({"prompt": ""}, "prompt must not be empty"),
         ({"prompt": None}, "prompt must be a string"),
         ({"num_frames": 48}, r"num_frames must be 4k\+1, got 48; try 49"),
-        ({"height": 33, "width": 48}, "multiples of 16 .*got 33x48; try 32x48"),
+        ({"height": 0, "width": 48}, "height must be a whole number of at least 1, got 0"),
         ({"height": 32}, "both or not at all"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
         (

@@ -74,7 +74,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="size of the final video: 270p, 360p, 480p, 540p, 720p, 1080p, 2k or 4k at 16:9, any WIDTHxHEIGHT, or "
         "reference for the model's own (the default)",
     )
-    settings.add_argument("--portrait", action="store_true", help="a named size, upright")
+    settings.add_argument(
+        "--portrait", action="store_true", help="the named size, or the model's own, upright"
+    )
     settings.add_argument(
         "--frames",
         type=shared.whole_number(),

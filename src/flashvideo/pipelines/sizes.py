@@ -180,7 +180,7 @@ def enlarged_size(
         factor = upscale_factor(preset)
         return preview[0] * factor, preview[1] * factor
     scale = max(Fraction(after, before) for before, after in zip(preview, final, strict=True))
-    return max(final[0], round(preview[0] * scale)), max(final[1], round(preview[1] * scale))
+    return round(preview[0] * scale), round(preview[1] * scale)
 
 
 def crop_offset(enlarged: tuple[int, int], final: tuple[int, int]) -> tuple[int, int]:
@@ -192,27 +192,26 @@ def crop_offset(enlarged: tuple[int, int], final: tuple[int, int]) -> tuple[int,
     return (enlarged[0] - final[0]) // 2, (enlarged[1] - final[1]) // 2
 
 
-def log_crop(enlarged: tuple[int, int], final: tuple[int, int], *, step: int) -> None:
+def check_crop(enlarged: tuple[int, int], final: tuple[int, int], *, step: int) -> None:
     """Says what is cut off: a note for what no preview of this model avoids, a warning for more.
 
     Args:
         enlarged: Height and width that Stage II works at.
         final: Height and width that are kept.
         step: Side of the smallest piece by which previews, enlarged, differ.
+
+    Raises:
+        ValueError: If more than that is cut off, and less than half of the picture is left.
     """
     rows, columns = (before - after for before, after in zip(enlarged, final, strict=True))
-    if rows >= step or columns >= step:
-        logger.warning(
-            "the preview was made for another shape: %d of %d rows and %d of %d columns are cut off",
-            rows,
-            enlarged[0],
-            columns,
-            enlarged[1],
+    cut = f"{rows} of {enlarged[0]} rows and {columns} of {enlarged[1]} columns"
+    if rows < step and columns < step:
+        if rows or columns:
+            logger.info("%s are cut off, since previews come in steps of %d enlarged pixels", cut, step)
+    elif 2 * final[0] * final[1] < enlarged[0] * enlarged[1]:
+        raise ValueError(
+            f"height and width must be near the preview's shape, got {final[0]}x{final[1]}, for which {cut} would be "
+            "cut off; make a preview for that size"
         )
-    elif rows or columns:
-        logger.info(
-            "Stage II works at height %d and width %d, of which %d rows and %d columns are cut off",
-            *enlarged,
-            rows,
-            columns,
-        )
+    else:
+        logger.warning("the preview was made for another shape: %s are cut off", cut)

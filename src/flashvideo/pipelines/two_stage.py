@@ -38,9 +38,9 @@ from flashvideo.pipelines.outputs import (
 from flashvideo.pipelines.preview import PreviewSettings, PreviewState, read_preview
 from flashvideo.pipelines.settings import complete_settings
 from flashvideo.pipelines.sizes import (
+    check_crop,
     enlarged_size,
     final_size,
-    log_crop,
     preview_size,
     upscale_factor,
 )
@@ -464,7 +464,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             tiling=tiling,
             enlarged=enlarged,
         )
-        log_crop(enlarged, (height, width), step=upscale_factor(self.preset) * self.preview_multiple)
+        check_crop(enlarged, (height, width), step=upscale_factor(self.preset) * self.preview_multiple)
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
         self._interrupt, timings = False, {}
