@@ -36,7 +36,13 @@ def test_frame_count_and_rate_are_kept_and_the_size_grows_by_the_models_factor(
 
 @pytest.mark.parametrize(
     ("words", "width", "height"),
-    [(["--scale", 1.3], 32, 20), (["--scale", 0.01], 2, 2), (["--size", "40x24"], 40, 24)],
+    [
+        (["--scale", 1.3], 32, 20),
+        (["--scale", 0.01], 2, 2),
+        (["--size", "40x24"], 40, 24),
+        (["--size", "270p", "--steps", 1], 404, 270),  # the input's own shape, to even numbers
+        (["--size", "reference"], 48, 32),
+    ],
 )
 def test_the_size_is_chosen_by_factor_or_exactly(enhance, video_file, tmp_path, words, width, height):
     assert enhance(video_file(num_frames=1), "-o", tmp_path / "out.mp4", *words).code == 0
@@ -48,6 +54,15 @@ def test_an_odd_size_is_made_and_warned_of(enhance, video_file, tmp_path):
     outcome = enhance(video_file(num_frames=1), "-o", tmp_path / "out.mp4", "--size", "45x31")
     assert "45x31 is an odd size" in outcome.err
     assert probe_video(tmp_path / "out.mp4").width == 45
+    note = read_metadata(tmp_path / "out.mp4")["settings"]["stage2"]
+    assert note["computed"] == {"height": 32, "width": 48}
+    assert note["crop"] == {"top": 0, "left": 0}
+
+
+def test_a_change_of_shape_or_a_smaller_size_is_warned_of(enhance, video_file, tmp_path):
+    path = video_file(num_frames=1)
+    for size, change in (("40x40", "it is stretched"), ("12x8", "what it shows is lost")):
+        assert change in enhance(path, "-o", tmp_path / "out.mp4", "--size", size).err
 
 
 def test_the_same_seed_gives_the_same_file_and_settings_are_noted_in_it(enhance, video_file, tmp_path):

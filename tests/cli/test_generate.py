@@ -1,14 +1,18 @@
 """`flashvideo generate` with a toy model."""
 
+import argparse
 import json
 import os
 import shlex
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from flashvideo.cli.generate import choose_size
+from flashvideo.presets import NANO, TrainedRange
 from flashvideo.video import probe_video, read_metadata, read_video, write_video
 
 PROMPT = "a red circle moves left"
@@ -36,6 +40,52 @@ def test_size_and_frames_are_those_asked_for(generate, tmp_path):
     assert generate(PROMPT, "-o", tmp_path / "out.mp4", "--size", "64x48", "--frames", 9).code == 0
     info = probe_video(tmp_path / "out.mp4")
     assert (info.num_frames, info.width, info.height) == (9, 64, 48)
+
+
+@pytest.mark.parametrize(
+    ("words", "width", "height"),
+    [
+        (["--size", "reference"], 48, 32),
+        (["--portrait"], 32, 48),
+        (["--size", "270P", "--portrait"], 270, 480),
+    ],
+)
+def test_a_size_can_be_named_and_stand_upright(generate, tmp_path, words, width, height):
+    cheap = ["--frames", 1, "--steps", 1, "--detail-steps", 1, "--no-consistency"]
+    outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", *cheap, *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    info = probe_video(tmp_path / "out.mp4")
+    assert (info.width, info.height) == (width, height)
+
+
+def test_any_size_is_made_and_what_was_cut_off_for_it_is_noted(generate, tmp_path):
+    outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", "--size", "45x31", "--json")
+    assert outcome.err == "flashvideo: warning: 45x31 is an odd size, which some players do not show\n"
+    info = probe_video(tmp_path / "out.mp4")
+    assert (info.width, info.height) == (45, 31)
+    for note in (json.loads(outcome.out), read_metadata(tmp_path / "out.mp4")):
+        assert note["sizes"]["stage1"] == {"num_frames": 5, "height": 16, "width": 24}
+        assert note["sizes"]["stage2"] == {"num_frames": 5, "height": 31, "width": 45}
+        assert note["settings"]["stage2"]["computed"] == {"height": 32, "width": 48}
+        assert note["settings"]["stage2"]["crop"] == {"top": 0, "left": 1}
+
+
+def test_what_a_model_was_not_trained_on_is_named_once(generate, tmp_path, monkeypatch):
+    toy = TrainedRange(
+        preview_height=(16, 16),
+        preview_width=(24, 24),
+        num_frames=(5, 5),
+        video_height=(32, 32),
+        video_width=(48, 48),
+    )
+    monkeypatch.setattr("flashvideo.pipelines.trained.TRAINED_RANGES", {"toy": toy})
+    assert generate(PROMPT, "-o", tmp_path / "out.mp4").err == ""
+    outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", "--portrait", "--frames", 9)
+    assert [line.split(" outside ")[0] for line in outcome.err.splitlines()] == [
+        "flashvideo: warning: detail of height 48 and width 32 is",
+        "flashvideo: warning: a preview of height 24 and width 16 is",
+        "flashvideo: warning: 9 frames are",
+    ]
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another_video(generate, tmp_path):
@@ -125,6 +175,34 @@ def test_continuing_from_a_preview_gives_the_same_file_as_not_stopping(generate,
         assert (tmp_path / "continued.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
+def test_a_preview_remembers_the_size_that_it_is_for(generate, tmp_path):
+    size = ["--size", "36x46", "--seed", 4]
+    generate(PROMPT, "-o", tmp_path / "whole.mp4", *size)
+    generate(PROMPT, "-o", tmp_path / "p.mp4", "--preview-only", *size)
+    assert probe_video(tmp_path / "p.mp4").height == 24
+    generate("--from-preview", tmp_path / "p.mp4", "-o", tmp_path / "continued.mp4")
+    assert (tmp_path / "continued.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    for size, shown in (("46x36", "of 62 columns are cut off"), ("160x20", "make a preview for that size")):
+        outcome = generate("--from-preview", tmp_path / "p.mp4", "-o", tmp_path / "other.mp4", "--size", size)
+        assert shown in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("size", "preview", "expected"),
+    [
+        ("720p", (24, 16), (1280, 720)),
+        ("720p", (16, 24), (720, 1280)),
+        ("90x60", (24, 16), (60, 90)),
+        ("reference", (24, 16), (384, 640)),
+        (None, (24, 16), None),
+    ],
+)
+def test_a_name_stands_as_the_preview_does(size, preview, expected):
+    arguments = argparse.Namespace(size=size, portrait=False)
+    source = torch.zeros(1, 5, 3, *preview)
+    assert choose_size(arguments, SimpleNamespace(preset=NANO), source) == expected
+
+
 def test_the_preview_is_small_and_says_how_to_continue(generate, tmp_path):
     outcome = generate(PROMPT, "-o", tmp_path / "p.mp4", "--preview-only")
     info = probe_video(tmp_path / "p.mp4")
@@ -199,11 +277,11 @@ def test_a_preview_whose_video_cannot_be_written_leaves_no_latents(generate, tmp
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--frames", 48], r"num_frames must be 4k\+1, got 48; try 49"),
+        (["--frames", 50], r"num_frames must be 4k\+1, got 50; try 49"),
         (["--device", "toaster"], r"device must be one of .* got 'toaster'"),
         (["--dtype", "int8"], r"dtype must be one of .* got 'int8'"),
     ],
-    ids=["48 frames", "unknown device", "unknown dtype"],
+    ids=["50 frames", "unknown device", "unknown dtype"],
 )
 def test_what_the_model_cannot_do_is_refused_with_what_it_can(
     call, toy_model, refusal, tmp_path, words, sentence

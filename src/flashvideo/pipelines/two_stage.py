@@ -449,6 +449,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             source, num_frames=num_frames, height=height, width=width
         )
         enlarged = self.enlarged_size(preview_shape[1:], (height, width))
+        check_crop(enlarged, (height, width), step=upscale_factor(self.preset) * self.preview_multiple)
         settings = complete_settings(
             preview_shape[1:],
             preset=self.preset,
@@ -464,7 +465,6 @@ class FlashVideoPipeline(DiffusionPipeline):
             tiling=tiling,
             enlarged=enlarged,
         )
-        check_crop(enlarged, (height, width), step=upscale_factor(self.preset) * self.preview_multiple)
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
         self._interrupt, timings = False, {}
