@@ -241,11 +241,11 @@ class TrainedRange:
 
 TRAINED_RANGES: Mapping[str, TrainedRange] = MappingProxyType(
     {
-        # Stage I: 96x160 and 17 frames in recipes/nano_stage1_*.yaml, and the sizes beside it at which as many prompts are
-        # read back right. Stage II: from the smallest crops of recipes/nano_stage2_*.yaml to the largest of docs/real.md.
+        # Stage I: 96x160 and 17 frames (recipes/nano_stage1_*.yaml), and sizes beside it at which readers find as much.
+        # Stage II: from the smallest crops of recipes/nano_stage2_*.yaml to the largest video of docs/real.md.
         NANO.name: TrainedRange(
             preview_height=(80, 112),
-            preview_width=(160, 176),
+            preview_width=(128, 176),
             num_frames=(17, 17),
             video_height=(96, 720),
             video_width=(96, 1280),

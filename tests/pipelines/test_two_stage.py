@@ -217,6 +217,7 @@ def test_a_stored_preset_is_checked(pipeline):
         ({"num_frames": 48}, r"num_frames must be 4k\+1, got 48; try 49"),
         ({"height": 0, "width": 48}, "height must be a whole number of at least 1, got 0"),
         ({"height": 32}, "both or not at all"),
+        ({"preview": torch.zeros(1, 5, 3, 16, 24), "height": 8, "width": 0}, "width must be .*, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
         (
             {"stage1_num_inference_steps": -1},

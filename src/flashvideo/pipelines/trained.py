@@ -23,7 +23,7 @@ def log_untrained_preview(num_frames: int, height: int, width: int, *, preset: P
         return
     if not (_within(height, trained.preview_height) and _within(width, trained.preview_width)):
         logger.warning(
-            "a preview of height %d and width %d is outside what %s was trained on, height %s and width %s: "
+            "a preview of height %d and width %d is outside what %s is made for, height %s and width %s: "
             "expect worse content and motion",
             height,
             width,
@@ -33,7 +33,7 @@ def log_untrained_preview(num_frames: int, height: int, width: int, *, preset: P
         )
     if not _within(num_frames, trained.num_frames):
         logger.warning(
-            "%d frames are outside what %s was trained on, %s: expect worse content and motion",
+            "%d frames are outside what %s is made for, %s: expect worse content and motion",
             num_frames,
             preset.name,
             _as_text(trained.num_frames),
@@ -41,7 +41,7 @@ def log_untrained_preview(num_frames: int, height: int, width: int, *, preset: P
 
 
 def log_untrained_video(height: int, width: int, *, preset: Preset) -> None:
-    """Warns of a size that Stage II was not trained on.
+    """Warns of a size that Stage II was not trained on, and notes one that is near to what it was.
 
     Args:
         height: Height that Stage II works at.
@@ -49,10 +49,19 @@ def log_untrained_video(height: int, width: int, *, preset: Preset) -> None:
         preset: The model's preset; nothing is known of a model without a `TrainedRange`.
     """
     trained = TRAINED_RANGES.get(preset.name)
-    if trained is None or (_within(height, trained.video_height) and _within(width, trained.video_width)):
+    own = preset.stage2.height, preset.stage2.width
+    if trained is None or (height, width) == own:
+        return
+    if _within(height, trained.video_height) and _within(width, trained.video_width):
+        logger.info(
+            "Stage II works at height %d and width %d, not quite the %d and %d of its training",
+            height,
+            width,
+            *own,
+        )
         return
     logger.warning(
-        "detail of height %d and width %d is outside what %s was trained on, height %s and width %s: "
+        "detail of height %d and width %d is outside what %s is made for, height %s and width %s: "
         "it may look unfinished",
         height,
         width,

@@ -143,13 +143,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         return pipeline
 
     def preview_size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width of the preview of a video of this size, which may be any.
-
-        Raises:
-            ValueError: If one of the two is not a whole number of at least 1.
-        """
-        check_count("height", height)
-        check_count("width", width)
+        """Returns height and width of the preview of a video of this size, which may be any."""
         return preview_size(height, width, preset=self.preset, multiple=self.preview_multiple)
 
     @property
@@ -348,6 +342,9 @@ class FlashVideoPipeline(DiffusionPipeline):
             raise ValueError(
                 f"height and width must be given both or not at all, got height={height}, width={width}"
             )
+        for name, side in (("height", height), ("width", width)):
+            if side is not None:
+                check_count(name, side)
         preset = self.preset
         if source is None:
             if height is None or width is None:
