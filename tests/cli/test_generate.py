@@ -86,7 +86,7 @@ def test_what_a_model_was_not_trained_on_is_named_once(generate, tmp_path, monke
     assert [line.split(" outside ")[0] for line in outcome.err.splitlines()] == [
         "flashvideo: warning: detail of height 48 and width 32 is",
         "flashvideo: warning: a preview of height 24 and width 16 is",
-        "flashvideo: warning: 9 frames are",
+        "flashvideo: warning: the number of frames, 9, is",
     ]
 
 

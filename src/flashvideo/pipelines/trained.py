@@ -33,7 +33,7 @@ def log_untrained_preview(num_frames: int, height: int, width: int, *, preset: P
         )
     if not _within(num_frames, trained.num_frames):
         logger.warning(
-            "%d frames are outside what %s is made for, %s: expect worse content and motion",
+            "the number of frames, %d, is outside what %s is made for, %s: expect worse content and motion",
             num_frames,
             preset.name,
             _as_text(trained.num_frames),
