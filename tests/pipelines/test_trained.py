@@ -46,7 +46,8 @@ def test_2k_is_within_the_range_of_the_released_stage_two_alone(caplog):
 def test_another_number_of_frames_is_named(caplog, num_frames):
     log_untrained_preview(num_frames, 272, 480, preset=FLASHVIDEO)
     assert [record.message for record in caplog.records] == [
-        f"the number of frames, {num_frames}, is outside what flashvideo is made for, 49: expect worse content and motion"
+        f"the number of frames, {num_frames}, is outside what flashvideo is made for, 49: "
+        "expect worse content and motion"
     ]
 
 

@@ -210,8 +210,8 @@ def check_crop(enlarged: tuple[int, int], final: tuple[int, int], *, step: int) 
             logger.info("%s are cut off, since previews come in steps of %d enlarged pixels", cut, step)
     elif 2 * final[0] * final[1] < enlarged[0] * enlarged[1]:
         raise ValueError(
-            f"height and width must be near the preview's shape, got height {final[0]} and width {final[1]}, for which {cut} would be "
-            "cut off; make a preview for that size"
+            f"the final size must be near the preview's shape, got height {final[0]} and width {final[1]}, "
+            f"for which {cut} would be cut off; make a preview for that size"
         )
     else:
         logger.warning("the preview was made for another shape: %s are cut off", cut)
