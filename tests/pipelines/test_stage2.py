@@ -66,6 +66,39 @@ def test_the_scheduler_walks_the_shifted_grid_of_flow_matching(stage2, num_steps
     torch.testing.assert_close(1 - stage2.scheduler.sigmas, grid, atol=1e-6, rtol=0)
 
 
+def run_by_call(pipeline, clip):
+    pipeline.stage2(clip[:, :1], reference_rounding=True, output_type="latent")
+
+
+def run_by_stream(pipeline, clip):
+    settings = complete_settings((16, 24), preset=pipeline.preset, vae=pipeline.vae, reference_rounding=True)
+    list(pipeline.stage2.stream(clip[0, :1], settings=settings))
+
+
+def run_both_stages(pipeline, clip):
+    pipeline(PROMPT, reference_rounding=True, output_type="latent")
+
+
+@pytest.mark.parametrize("run", [run_by_call, run_by_stream, run_both_stages])
+def test_the_references_rounding_can_be_asked_for_everywhere(pipeline, clip, run):
+    evaluations = evaluations_of(pipeline.stage2)
+    run(pipeline, clip)
+    grid = time_grid(2, pipeline.preset.stage2.shift, reference_rounding=True)
+    expected = network_timestep(grid[:-1], reference_rounding=True)
+    assert torch.equal(torch.cat([timestep for _, _, timestep in evaluations]), expected)
+
+
+def test_many_rounded_steps_are_taken_in_order_although_some_round_to_one(stage2, clip):
+    evaluations = evaluations_of(stage2)
+    frames = stage2(
+        clip[:, :1], num_inference_steps=400, reference_rounding=True, output_type="latent"
+    ).frames
+    times = [timestep.item() for _, _, timestep in evaluations]
+    assert times[:2] == [1000, 1000]
+    assert times == sorted(times, reverse=True)
+    assert frames.isfinite().all()
+
+
 def test_another_shift_comes_with_another_scheduler(stage2, clip, seeded):
     def enhanced():
         return stage2(clip[:, :5], PROMPT, generator=seeded(), output_type="latent").frames

@@ -70,6 +70,7 @@ def two_stage_metadata(
             "guidance_scale": 1.0 if prompt is None else guidance or defaults.guidance_scale,
             "noise_step": defaults.noise_step if noise_step is None else noise_step,
             "consistency": defaults.consistency if consistency is None else consistency,
+            **_if_on("reference_rounding", detail["reference_rounding"]),
         }
     return generation_metadata(
         model=model_label(model),
@@ -122,9 +123,15 @@ def enhance_metadata(
                 "guidance_scale": 1.0 if prompt is None else settings.guidance_scale,
                 "noise_step": settings.noise_step,
                 "consistency": settings.consistency,
+                **_if_on("reference_rounding", settings.reference_rounding),
             },
         },
     )
+
+
+def _if_on(name: str, switch: bool) -> dict[str, bool]:
+    """A switch that is worth a word only when it is on."""
+    return {name: True} if switch else {}
 
 
 def dtype_name(pipeline: FlashVideoPipeline) -> str:
