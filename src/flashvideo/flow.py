@@ -55,8 +55,8 @@ def time_grid(num_steps: int, shift: float, *, reference_rounding: bool = False)
     grid = shift_time(torch.linspace(0, 1, num_steps + 1, dtype=dtype), shift).to(torch.float32)
     if reference_rounding and not bool((grid.diff() > 0).all()):
         raise ValueError(
-            f"reference_rounding takes few steps (4 to 6 are usual), got {num_steps}: rounded to bfloat16 some of their "
-            "times coincide; take fewer steps or leave it out"
+            f"reference_rounding takes few steps (4 to 6 are usual), got {num_steps}: rounded to bfloat16 some of "
+            "their times coincide; take fewer steps or leave it out"
         )
     return grid
 

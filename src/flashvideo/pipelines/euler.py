@@ -31,6 +31,9 @@ def start_euler(
     Returns:
         A scheduler that stands at t = 0: the given one, or for a rounded grid a new one, so that the given one stays
         as it is.
+
+    Raises:
+        ValueError: If rounded times of so many steps coincide.
     """
     if not reference_rounding:
         # The scheduler shifts what it is given: evenly spaced sigmas become the grid.
@@ -42,7 +45,4 @@ def start_euler(
     # A rounded grid is shifted already; undoing the shift beforehand would not give the same bits back.
     rounded = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=1.0)
     rounded.set_timesteps(sigmas=(1 - grid).tolist(), timesteps=timesteps.tolist(), device=device)
-    rounded.set_begin_index(
-        0
-    )  # among many steps two timesteps can round to one, which tells no step any more
     return rounded

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderKLCogVideoX
 
+from flashvideo.flow import time_grid
 from flashvideo.pipelines.inputs import check_count, check_guidance, or_default
 from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.windows import check_windows
@@ -141,6 +142,8 @@ def complete_settings(
         reference_rounding=reference_rounding,
     )
     check_windows(window, overlap, temporal_factor=temporal)
+    if reference_rounding:  # too many steps for it are refused here, before any work
+        time_grid(settings.num_inference_steps, defaults.shift, reference_rounding=True)
     _log_stretch(input_size, (height, width))
     return settings
 
