@@ -1,6 +1,10 @@
 """What tests of whole pipelines share: the reference's noise in place of random draws, and a watch on the network."""
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -56,3 +60,50 @@ class Evaluations:
 def watch() -> type[Evaluations]:
     """`watch(transformer)` records its evaluations from now on."""
     return Evaluations
+
+
+@pytest.fixture(scope="session")
+def oracle_module() -> ModuleType:
+    """The module `oracles.py`."""
+    spec = importlib.util.spec_from_file_location("oracles", Path(__file__).with_name("oracles.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def oracles(oracle_module):
+    """The reference's larger set of tensors; without it the test is skipped."""
+    folder = os.environ.get("FLASHVIDEO_ORACLES")
+    if folder is None:
+        pytest.skip("FLASHVIDEO_ORACLES names no folder of the reference's tensors")
+    return oracle_module.Oracles(Path(folder))
+
+
+@pytest.fixture
+def equal(oracles, oracle_module, request) -> Callable[..., None]:
+    """`equal(actual, expected, kind)` compares with the tolerance of that kind, and keeps the difference."""
+
+    def compare(actual: torch.Tensor, expected: torch.Tensor | str, kind: str, label: str = "") -> None:
+        if isinstance(expected, str):
+            label, expected = label or expected, oracles.tensor(expected)
+        assert actual.shape == expected.shape, label
+        difference = float((actual.detach().double() - expected.double()).abs().max())
+        request.node.user_properties.append((kind, difference))
+        assert difference <= oracle_module.TOLERANCES[kind], label or kind
+
+    return compare
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the largest difference of each kind that `equal` saw."""
+    largest: dict[str, float] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for kind, difference in getattr(report, "user_properties", []):
+            largest[kind] = max(difference, largest.get(kind, 0.0))
+    if largest:
+        terminalreporter.section("largest differences to the reference")
+    for kind, difference in largest.items():
+        terminalreporter.write_line(f"{kind}: {difference:.1e}")
