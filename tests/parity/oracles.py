@@ -24,8 +24,8 @@ from flashvideo.presets import FLASHVIDEO, Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.text import build_word_tokenizer
 
-# Largest absolute differences that count as equal, in float32. Of 64 frequencies of the time features some differ by one
-# unit in the last place from one mathematical library to the next; at a timestep of 1000 that moves the time embedding by
+# Largest absolute differences that count as equal, in float32. Some of the time features' 64 frequencies differ by one
+# unit in the last place from one mathematical library to the next; at a timestep of 1000 that moves the embedding by
 # 1e-5. Given the reference's own embedding, a transformer has to come closer.
 TOLERANCES = {
     "Stage I transformer, LoRA merged": 3e-5,
