@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from hypothesis import assume, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from flashvideo.flow import network_timestep, time_grid
@@ -19,8 +19,11 @@ from flashvideo.vae import decode_latents, encode_moments
 PREFIX = "model.diffusion_model."
 ADAPTED = ("attention.query_key_value", "attention.dense", "adaLN_modulations")
 
-few = settings(max_examples=8, derandomize=True, deadline=None, database=None)
-many = settings(max_examples=50, derandomize=True, deadline=None, database=None)
+# The examples are small as they are; a search for a smaller one that fails takes minutes with models.
+many = settings(
+    max_examples=50, derandomize=True, deadline=None, database=None, phases=[Phase.explicit, Phase.generate]
+)
+few = settings(many, max_examples=8)
 
 transformer_configs = st.fixed_dictionaries(
     {

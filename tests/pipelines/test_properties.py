@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-# The toy pipeline is made once per test: no run may change it, which is a part of what is tested.
+# The toy pipeline is made once per test and not per example, which is safe because no run changes it. Examples are small
+# as they are; a search for a smaller one that fails takes minutes.
 few = settings(
     max_examples=8,
     derandomize=True,
     deadline=None,
     database=None,
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
