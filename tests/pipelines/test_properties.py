@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-# The toy pipeline is made once per test and not per example, which is safe because no run changes it. Examples are small
-# as they are; a search for a smaller one that fails takes minutes.
+# The toy pipeline is made once per test and not per example, which is safe because no run changes it. Examples are
+# small as they are; a search for a smaller one that fails takes minutes.
 few = settings(
     max_examples=8,
     derandomize=True,
