@@ -42,7 +42,7 @@ def start_euler(
         return scheduler
     grid = time_grid(num_inference_steps, scheduler.shift, reference_rounding=True)[:-1]
     timesteps = network_timestep(grid, reference_rounding=True)
-    # A rounded grid is shifted already; undoing the shift beforehand would not give the same bits back.
+    # A rounded grid is shifted already; with a shift of 1 the scheduler takes it bit by bit as it is.
     rounded = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=1.0)
     rounded.set_timesteps(sigmas=(1 - grid).tolist(), timesteps=timesteps.tolist(), device=device)
     return rounded
