@@ -154,6 +154,7 @@ def test_the_same_generator_state_gives_the_same_times():
     [
         (lambda: flow.time_grid(0, 2.5), "num_steps must be at least 1, got 0"),
         (lambda: flow.time_grid(4, 0.0), "shift must be positive, got 0"),
+        (lambda: flow.time_grid(60, 2.5, reference_rounding=True), "takes few steps .*, got 60"),
         (
             lambda: flow.sample_times(1, 1.0, torch.Generator(), stratum=2, num_strata=2),
             r"stratum must be in 0\.\.1",

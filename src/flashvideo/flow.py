@@ -47,12 +47,18 @@ def time_grid(num_steps: int, shift: float, *, reference_rounding: bool = False)
         Increasing times from 0 to 1, float32, shape (N + 1,).
 
     Raises:
-        ValueError: If ``num_steps`` is below 1 or ``shift`` is not positive.
+        ValueError: If ``num_steps`` is below 1, ``shift`` is not positive, or rounded times of so many steps coincide.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     dtype = torch.bfloat16 if reference_rounding else torch.float64
-    return shift_time(torch.linspace(0, 1, num_steps + 1, dtype=dtype), shift).to(torch.float32)
+    grid = shift_time(torch.linspace(0, 1, num_steps + 1, dtype=dtype), shift).to(torch.float32)
+    if reference_rounding and not bool((grid.diff() > 0).all()):
+        raise ValueError(
+            f"reference_rounding takes few steps (4 to 6 are usual), got {num_steps}: rounded to bfloat16 some of "
+            "their times coincide; take fewer steps or leave it out"
+        )
+    return grid
 
 
 def network_timestep(t: torch.Tensor, *, reference_rounding: bool = False) -> torch.Tensor:
@@ -67,6 +73,24 @@ def network_timestep(t: torch.Tensor, *, reference_rounding: bool = False) -> to
     """
     t = t.to(torch.bfloat16 if reference_rounding else torch.float32)
     return (NUM_TRAIN_TIMESTEPS - NUM_TRAIN_TIMESTEPS * t).to(torch.float32)
+
+
+def network_noise_step(noise_step: int, *, reference_rounding: bool = False) -> int:
+    """Step of the latent degradation -> what the transformer's noise-step input gets: the step itself.
+
+    Args:
+        noise_step: 0 to 999.
+        reference_rounding: Round it to bfloat16, as a bfloat16 run of the reference does on its way to the network
+            alone; the noise that is added stays that of ``noise_step``.
+
+    Returns:
+        The step for the network, 0 to 1000.
+
+    Example:
+        >>> network_noise_step(675), network_noise_step(675, reference_rounding=True)
+        (675, 676)
+    """
+    return int(torch.tensor(noise_step).bfloat16()) if reference_rounding else noise_step
 
 
 def interpolate(z_lq: torch.Tensor, z_hq: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,16 @@ def test_the_same_seed_gives_the_same_file_and_settings_are_noted_in_it(enhance,
     assert note["settings"]["stage2"] == {"guidance_scale": 2, "noise_step": 10, "consistency": True}
 
 
+def test_the_references_rounding_is_noted_where_it_is_asked_for(enhance, video_file, tmp_path):
+    words = [video_file(num_frames=1), "--steps", 5, "--seed", 3]
+    assert enhance(*words, "-o", tmp_path / "exact.mp4").code == 0
+    assert enhance(*words, "-o", tmp_path / "rounded.mp4", "--reference-rounding").code == 0
+    assert "reference_rounding" not in read_metadata(tmp_path / "exact.mp4")["settings"]["stage2"]
+    assert read_metadata(tmp_path / "rounded.mp4")["settings"]["stage2"]["reference_rounding"] is True
+    exact, rounded = (read_video(tmp_path / f"{name}.mp4").frames for name in ("exact", "rounded"))
+    assert not torch.equal(exact, rounded)
+
+
 def test_consistency_can_be_switched_off(enhance, video_file, tmp_path):
     path = video_file(num_frames=5)
     for name, switch in (("on", "--consistency"), ("off", "--no-consistency")):

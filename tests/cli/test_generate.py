@@ -122,6 +122,15 @@ def test_the_file_says_how_it_was_made(generate, tmp_path):
     assert note["settings"]["stage2"] == {"guidance_scale": 1.5, "noise_step": 99, "consistency": False}
 
 
+def test_the_references_rounding_is_noted_where_it_is_asked_for(generate, tmp_path):
+    for name, words in (("exact.mp4", []), ("rounded.mp4", ["--reference-rounding"])):
+        assert generate(PROMPT, "-o", tmp_path / name, "--seed", 5, "--detail-steps", 5, *words).code == 0
+    notes = [read_metadata(tmp_path / name)["settings"]["stage2"] for name in ("exact.mp4", "rounded.mp4")]
+    assert [note.get("reference_rounding") for note in notes] == [None, True]
+    exact, rounded = (read_video(tmp_path / name).frames for name in ("exact.mp4", "rounded.mp4"))
+    assert not torch.equal(exact, rounded)
+
+
 def test_the_prompt_can_be_left_out_of_the_file(generate, tmp_path):
     outcome = generate(PROMPT, "-o", tmp_path / "out.mp4", "--no-prompt-metadata", "--json")
     assert b"circle" not in (tmp_path / "out.mp4").read_bytes()

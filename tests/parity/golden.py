@@ -5,6 +5,7 @@ weights nor inputs are stored: each is a hash of its name and of the element's i
 mean 0 and standard deviation 1. The metadata holds the configuration and, for each model, its keys and shapes.
 """
 
+import dataclasses
 import json
 import math
 import zlib
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 
 from flashvideo.flow import guided_velocity
 from flashvideo.models.convert import convert_transformer, convert_vae, transformer_config, vae_config
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
+from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
+from flashvideo.presets import FLASHVIDEO
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 
 FILE = Path(__file__).with_name("golden.safetensors")
@@ -137,6 +141,43 @@ def build_vae() -> AutoencoderKLCogVideoX:
     model = AutoencoderKLCogVideoX(**vae_config(conversion.weights))
     conversion.load_into(model)
     return model.eval()
+
+
+def _preset() -> dict:
+    """The released model's numbers, with the tiny models' text length."""
+    stages = {
+        name: dataclasses.replace(getattr(FLASHVIDEO, name), max_text_tokens=TEXT_TOKENS)
+        for name in ("stage1", "stage2")
+    }
+    return dataclasses.replace(FLASHVIDEO, **stages).to_dict()
+
+
+def build_stage1_pipeline() -> FlashVideoStage1Pipeline:
+    """The public Stage I pipeline of the converted tiny models; text comes as embeddings."""
+    pipeline = FlashVideoStage1Pipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=build_vae(),
+        transformer=build_transformer("stage1"),
+        scheduler=FlashVideoScheduler(),
+        preset=_preset(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_enhance_pipeline(shift: float = FLASHVIDEO.stage2.shift) -> FlashVideoEnhancePipeline:
+    """The public Stage II pipeline of the converted tiny models, likewise."""
+    pipeline = FlashVideoEnhancePipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=build_vae(),
+        transformer=build_transformer("stage2"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        preset=_preset(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def transformer_inputs(stage: str, case: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,7 +74,9 @@ def test_the_noise_level_table_equals_the_references_two(golden):
         "stage2_sampler/sqrt_alphas_cumprod_table",
         "stage1_sampler/denoiser_alphas_cumprod_sqrt_table",
     ):
-        assert golden.relative_difference(table, name) <= golden.TABLE
+        # The last bit of a square root is the mathematical library's; near the table's end the rescaling, which
+        # subtracts the smallest root, makes it relatively large.
+        torch.testing.assert_close(table, golden.expected(name), rtol=golden.TABLE, atol=1e-8)
 
 
 def test_the_stage1_schedule_equals_the_references(golden):

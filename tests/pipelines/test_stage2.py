@@ -66,6 +66,28 @@ def test_the_scheduler_walks_the_shifted_grid_of_flow_matching(stage2, num_steps
     torch.testing.assert_close(1 - stage2.scheduler.sigmas, grid, atol=1e-6, rtol=0)
 
 
+def run_by_call(pipeline, clip):
+    pipeline.stage2(clip[:, :1], reference_rounding=True, output_type="latent")
+
+
+def run_by_stream(pipeline, clip):
+    settings = complete_settings((16, 24), preset=pipeline.preset, vae=pipeline.vae, reference_rounding=True)
+    list(pipeline.stage2.stream(clip[0, :1], settings=settings))
+
+
+def run_both_stages(pipeline, clip):
+    pipeline(PROMPT, reference_rounding=True, output_type="latent")
+
+
+@pytest.mark.parametrize("run", [run_by_call, run_by_stream, run_both_stages])
+def test_the_references_rounding_can_be_asked_for_everywhere(pipeline, clip, run):
+    evaluations = evaluations_of(pipeline.stage2)
+    run(pipeline, clip)
+    grid = time_grid(2, pipeline.preset.stage2.shift, reference_rounding=True)
+    expected = network_timestep(grid[:-1], reference_rounding=True)
+    assert torch.equal(torch.cat([timestep for _, _, timestep in evaluations]), expected)
+
+
 def test_another_shift_comes_with_another_scheduler(stage2, clip, seeded):
     def enhanced():
         return stage2(clip[:, :5], PROMPT, generator=seeded(), output_type="latent").frames
@@ -258,6 +280,7 @@ def test_a_saved_pipeline_comes_back_whole(stage2, clip, seeded, tmp_path):
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
         ({"noise_step": -1}, "noise_step must be a whole number of at least 0, got -1"),
         ({"noise_step": 1000}, "noise_step must be in 0..999, got 1000"),
+        ({"num_inference_steps": 60, "reference_rounding": True}, "takes few steps .*, got 60"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1, got 0.5"),
         ({"height": 32}, "height and width must be given both or not at all"),
         ({"height": 0, "width": 24}, "height must be a whole number of at least 1, got 0"),

@@ -139,6 +139,15 @@ def add_consistency(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_reference_rounding(parser: argparse._ActionsContainer) -> None:
+    """Adds `--reference-rounding`."""
+    parser.add_argument(
+        "--reference-rounding",
+        action="store_true",
+        help="round the detail's time grid and noise step as the released code does in bfloat16, to repeat its results",
+    )
+
+
 def add_progress(parser: argparse.ArgumentParser) -> None:
     """Adds `--progress` and `--no-progress`."""
     parser.add_argument(

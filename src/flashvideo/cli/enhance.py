@@ -69,6 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="guidance scale, with --prompt; 1 is none",
     )
     shared.add_consistency(settings)
+    shared.add_reference_rounding(settings)
     shared.add_seed(settings)
     shared.add_model_options(parser)
     shared.add_prompt_metadata(parser)
@@ -156,6 +157,7 @@ def choose_settings(
         guidance_scale=arguments.guidance,
         noise_step=arguments.noise_step,
         consistency=arguments.consistency,
+        reference_rounding=arguments.reference_rounding,
     )
 
 

@@ -105,6 +105,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="0 to 999: how much of the detail is invented anew",
     )
     shared.add_consistency(settings)
+    shared.add_reference_rounding(settings)
     shared.add_model_options(parser)
     shared.add_prompt_metadata(parser)
     shared.add_progress(parser)

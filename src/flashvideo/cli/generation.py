@@ -170,6 +170,7 @@ class Generation:
             "guidance_scale": arguments.detail_guidance or (arguments.guidance if continues else None),
             "noise_step": arguments.noise_step,
             "consistency": arguments.consistency,
+            "reference_rounding": arguments.reference_rounding,
         }
 
     def write_preview(self, path: Path, preview: PreviewState, frames: torch.Tensor) -> None:

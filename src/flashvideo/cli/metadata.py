@@ -73,6 +73,7 @@ def two_stage_metadata(
             "noise_step": defaults.noise_step if noise_step is None else noise_step,
             "consistency": defaults.consistency if consistency is None else consistency,
             **computed_size(pipeline, enlarged or (shape[2], shape[3]), (shape[2], shape[3])),
+            **_if_on("reference_rounding", detail["reference_rounding"]),
         }
     return generation_metadata(
         model=model_label(model),
@@ -126,6 +127,7 @@ def enhance_metadata(
                 "noise_step": settings.noise_step,
                 "consistency": settings.consistency,
                 **computed_size(pipeline, settings.working_size, (settings.height, settings.width)),
+                **_if_on("reference_rounding", settings.reference_rounding),
             },
         },
     )
@@ -151,6 +153,11 @@ def computed_size(
         return {}
     top, left = crop_offset(enlarged, final)
     return {"computed": {"height": height, "width": width}, "crop": {"top": top, "left": left}}
+
+
+def _if_on(name: str, switch: bool) -> dict[str, bool]:
+    """A switch that is worth a word only when it is on."""
+    return {name: True} if switch else {}
 
 
 def dtype_name(pipeline: FlashVideoPipeline) -> str:

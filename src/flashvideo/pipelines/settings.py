@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderKLCogVideoX
 
+from flashvideo.flow import time_grid
 from flashvideo.pipelines.inputs import check_count, check_guidance, or_default
 from flashvideo.pipelines.sizes import is_own_pair, upscale_factor
 from flashvideo.pipelines.trained import log_untrained_video
@@ -55,6 +56,8 @@ class EnhanceSettings:
 
     enlarged: tuple[int, int] | None = None
     """Height and width to which the input is resized, of which the middle is kept; None for the target's own."""
+    reference_rounding: bool = False
+    """Whether time grid and noise step are rounded as in a bfloat16 run of the released code."""
 
     def __post_init__(self) -> None:
         """Checks the numbers that mean the same for every model."""
@@ -101,6 +104,7 @@ def complete_settings(
     consistency: bool | None = None,
     tiling: Tiling | None = None,
     enlarged: tuple[int, int] | None = None,
+    reference_rounding: bool = False,
 ) -> EnhanceSettings:
     """Fills in what is None, and checks the result against the model.
 
@@ -118,6 +122,7 @@ def complete_settings(
         consistency: Whether the result keeps the input's coarse picture and stillness.
         tiling: Tiles of the VAE.
         enlarged: Height and width to which the input is resized, of which the middle is kept.
+        reference_rounding: Whether time grid and noise step are rounded as in a bfloat16 run of the released code.
 
     Returns:
         Complete settings. A change of shape, a shrunk video and a size outside the training range are logged.
@@ -145,8 +150,11 @@ def complete_settings(
         consistency=or_default(consistency, defaults.consistency),
         tiling=or_default(tiling, _tiling_of(vae, *working_size)),
         enlarged=enlarged,
+        reference_rounding=reference_rounding,
     )
     check_windows(window, overlap, temporal_factor=vae_factors(vae.config)[0])
+    if reference_rounding:  # too many steps for it are refused here, before any work
+        time_grid(settings.num_inference_steps, defaults.shift, reference_rounding=True)
     if not is_own_pair(input_size, working_size, preset):
         _log_stretch(input_size, working_size)
     _log_shrinkage(input_size, working_size)

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo.degradations.latent import degrade_latents
+from flashvideo.flow import network_noise_step
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.consistency import keep_consistent
+from flashvideo.pipelines.euler import start_euler
 from flashvideo.pipelines.inputs import (
     check_callback_inputs,
     check_generator,
@@ -181,6 +182,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         num_inference_steps: int,
         guidance_scale: float,
         noise_step: int,
+        reference_rounding: bool = False,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> torch.Tensor:
@@ -195,6 +197,8 @@ class FlashVideoEnhancePipeline(StagePipeline):
             num_inference_steps: Number of steps.
             guidance_scale: w in `v = v_uncond + w (v_cond - v_uncond)`; at 1 only the text is evaluated.
             noise_step: Step of the latent degradation that was applied, an input of the network.
+            reference_rounding: Whether the time grid, and the noise step as the network gets it, are rounded as in a
+                bfloat16 run of the released code.
             callback_on_step_end: Called after each step.
             callback_on_step_end_tensor_inputs: What the callback gets: `"latents"`, `"prompt_embeds"`.
 
@@ -202,10 +206,14 @@ class FlashVideoEnhancePipeline(StagePipeline):
             Scaled latents (B, f, C, h, w), float32.
         """
         self._num_timesteps, self._guidance_scale = num_inference_steps, guidance_scale
-        sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
-        self.scheduler.set_timesteps(sigmas=sigmas, device=latents.device)
+        scheduler = start_euler(
+            self.scheduler, num_inference_steps, device=latents.device, reference_rounding=reference_rounding
+        )
+        network_step = None
+        if self.transformer.config.noise_step_embed:
+            network_step = network_noise_step(noise_step, reference_rounding=reference_rounding)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for step, timestep in enumerate(self.scheduler.timesteps):
+            for step, timestep in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     break
                 self._current_timestep = timestep
@@ -214,9 +222,9 @@ class FlashVideoEnhancePipeline(StagePipeline):
                     prompt_embeds,
                     timestep,
                     guidance_scale=guidance_scale,
-                    noise_step=noise_step if self.transformer.config.noise_step_embed else None,
+                    noise_step=network_step,
                 )
-                latents = self.scheduler.step(-v, timestep, latents, return_dict=False)[0]
+                latents = scheduler.step(-v, timestep, latents, return_dict=False)[0]
                 tensors = self.end_step(
                     callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
@@ -286,6 +294,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=1.0 if prompt_embeds is None else settings.guidance_scale,
                 noise_step=settings.noise_step,
+                reference_rounding=settings.reference_rounding,
                 callback_on_step_end=callback_on_step_end,
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )
@@ -420,6 +429,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         overlap: int | None = None,
         consistency: bool | None = None,
         tiling: Tiling | None = None,
+        reference_rounding: bool = False,
         generator: torch.Generator | None = None,
         prompt_embeds: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -442,6 +452,8 @@ class FlashVideoEnhancePipeline(StagePipeline):
             consistency: Whether the result keeps the input's coarse picture and stillness
                 (`flashvideo.pipelines.consistency`); latents for output are before that.
             tiling: Tiles of the VAE, to save memory.
+            reference_rounding: Whether time grid and noise step are rounded as in a bfloat16 run of the released code,
+                to repeat its results; exact otherwise.
             generator: Source of all randomness; a fresh one if None.
             prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
             output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1] on the CPU; `"latent"` for a single window.
@@ -478,6 +490,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
             overlap=overlap,
             consistency=consistency,
             tiling=tiling,
+            reference_rounding=reference_rounding,
         )
         if output_type == "latent":
             settings.check_one_window(num_frames)

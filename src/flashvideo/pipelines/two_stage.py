@@ -386,6 +386,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         overlap: int | None = None,
         consistency: bool | None = None,
         tiling: Tiling | None = None,
+        reference_rounding: bool = False,
         generator: torch.Generator | None = None,
         preview: PreviewState | str | os.PathLike[str] | torch.Tensor | Sequence[Any] | None = None,
         preview_only: bool = False,
@@ -414,6 +415,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             consistency: Whether the result keeps the preview's coarse picture and stillness
                 (`flashvideo.pipelines.consistency`); latents for output are before that.
             tiling: Tiles of the VAE at Stage II, to save memory.
+            reference_rounding: Whether Stage II's time grid and noise step are rounded as in a bfloat16 run of the
+                released code, to repeat its results; exact otherwise.
             generator: Source of all randomness; a fresh one if None.
             preview: Continue from this: a `PreviewState`, its file, a preview video beside which that file lies, any
                 other video file, or pixels (B, F, 3, H, W).
@@ -461,6 +464,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             consistency=consistency,
             tiling=tiling,
             enlarged=enlarged,
+            reference_rounding=reference_rounding,
         )
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
