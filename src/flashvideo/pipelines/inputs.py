@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from flashvideo.presets import PRESETS, Preset
-from flashvideo.text import truncated_text, unknown_words
+from flashvideo.text import truncated_text, unknown_words, with_prefix
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # Decoders and resizing overshoot a little; a clip with levels from 0 to 255 overshoots a lot.
 _MAX_OVERSHOOT = 1.5
+
+_UNKNOWN_WORDS = "this model has no word for %s; it ignores them in %r"
 
 
 def read_preset(preset: Preset | Mapping[str, Any] | None) -> Preset:
@@ -225,11 +227,54 @@ def _frame_to_pixels(frame: object) -> torch.Tensor:
 
 
 def log_prompt_limits(
-    prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, max_text_tokens: int
+    prompts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_text_tokens: int,
+    prefix: str = "",
+    stage: str = "",
 ) -> None:
-    """Logs a warning for words that the model does not know, and for the end of a prompt that is cut off."""
+    """Logs a warning for words that the model does not know, and for the end of a prompt that is cut off.
+
+    Args:
+        prompts: Prompts without their prefix.
+        tokenizer: Tokenizer of the text encoder.
+        max_text_tokens: Tokens that the model reads, of prefix and prompt together.
+        prefix: What goes before each prompt.
+        stage: Named in the message where the other stage cuts at another word.
+    """
+    if words := unknown_words(prefix, tokenizer):
+        logger.warning(_UNKNOWN_WORDS, ", ".join(words), prefix)
+    subject = f"at {stage} the prompt" if stage else "the prompt"
+    subject += f" with its prefix {prefix!r}" if prefix else ""
     for prompt in prompts:
         if words := unknown_words(prompt, tokenizer):
-            logger.warning("this model has no word for %s; it ignores them in %r", ", ".join(words), prompt)
-        if cut := truncated_text(prompt, tokenizer, max_text_tokens):
-            logger.warning("the prompt is longer than %d tokens, this is cut off: %s", max_text_tokens, cut)
+            logger.warning(_UNKNOWN_WORDS, ", ".join(words), prompt)
+        if cut := truncated_text(with_prefix(prompt, prefix), tokenizer, max_text_tokens):
+            logger.warning("%s is longer than %d tokens, this is cut off: %s", subject, max_text_tokens, cut)
+
+
+def log_negative_prompt(negative_prompt: str | Sequence[str] | None) -> None:
+    """Logs a warning for a negative prompt that says something: it has no effect."""
+    given = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or ()
+    if any(given):
+        logger.warning(
+            "the negative prompt has no effect: these models are guided against no text at all; say in the prompt "
+            "itself what the video shall show"
+        )
+
+
+def check_prompt_prefix(prompt_prefix: str | None, *, has_prompt: bool) -> None:
+    """Checks for a prefix that is text and goes before a prompt, or none.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if prompt_prefix is None:
+        return
+    if not isinstance(prompt_prefix, str):
+        raise ValueError(f'prompt_prefix must be a string, got {prompt_prefix!r}; "" is for none')
+    if not has_prompt:
+        raise ValueError(
+            f"prompt_prefix goes before a prompt and there is none here, got {prompt_prefix!r}; pass prompt too"
+        )

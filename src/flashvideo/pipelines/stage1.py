@@ -26,6 +26,8 @@ from flashvideo.pipelines.inputs import (
     check_output_type,
     check_prompt,
     generator_or_fresh,
+    log_negative_prompt,
+    log_prompt_limits,
     or_default,
 )
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
@@ -38,7 +40,7 @@ from flashvideo.vae import decode_latents
 class FlashVideoStage1Pipeline(StagePipeline):
     """Makes the preview: a small video from a prompt.
 
-    There is no negative prompt: the models are guided against an embedding of zeros, so it would have no effect.
+    A negative prompt has no effect: the models are guided against an embedding of zeros.
 
     Args:
         tokenizer: Tokenizer of the text encoder; may be None if only `prompt_embeds` are used.
@@ -125,9 +127,15 @@ class FlashVideoStage1Pipeline(StagePipeline):
 
         Returns:
             Embeddings (B, L, D) in the transformer's dtype.
+
+        Raises:
+            ValueError: If the pipeline was made without a text encoder.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return self.embed(prompts, self.preset.stage1.max_text_tokens)
+        max_text_tokens = self.preset.stage1.max_text_tokens
+        embeds = self.embed(prompts, max_text_tokens)
+        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=max_text_tokens)
+        return embeds
 
     def prepare_latents(
         self,
@@ -231,6 +239,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
+        negative_prompt: str | list[str] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -249,6 +258,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             generator: Source of all randomness; a fresh one if None.
             latents: The initial noise (B, f, C, h, w), instead of a draw.
             prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
+            negative_prompt: Has no effect on these models, and is answered with a warning that says so.
             output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1], or `"latent"`.
             return_dict: Whether to return a `FlashVideoStage1Output` rather than a tuple.
             callback_on_step_end: `(pipeline, step, timestep, tensors) -> tensors to replace`, after each step.
@@ -276,6 +286,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        log_negative_prompt(negative_prompt)
         self._interrupt = False
         generator = generator_or_fresh(generator)
         if prompt is not None:
