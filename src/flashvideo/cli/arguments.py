@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 DEFAULT_MODEL = "nano"
@@ -124,6 +125,26 @@ def add_consistency(parser: argparse._ActionsContainer) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="keep the coarse picture of what is enhanced, and its stillness (default: the model's own)",
+    )
+
+
+def add_motion_prefix(parser: argparse._ActionsContainer) -> None:
+    """Adds `--motion-prefix`."""
+    parser.add_argument(
+        "--motion-prefix",
+        metavar="TEXT",
+        help='goes before the prompt of the detail, such as "medium motion,"; "" is none (default: the model\'s own)',
+    )
+
+
+def add_text_cache(parser: argparse._ActionsContainer) -> None:
+    """Adds `--text-cache`."""
+    parser.add_argument(
+        "--text-cache",
+        type=Path,
+        metavar="DIR",
+        help="keep text embeddings in this folder, so that the text encoder is loaded for new prompts only; its files "
+        "hold the prompts",
     )
 
 
