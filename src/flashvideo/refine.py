@@ -135,21 +135,25 @@ def _ask_service(prompt: str, endpoint: str, model: str, api_key: str | None, ti
         except urllib.error.HTTPError as error:
             if error.code not in (400, 422):
                 raise
+            error.close()
             # Some models take no settings at all.
             answer = _post(url, request, api_key, timeout)
             logger.warning(
                 "%s takes no settings for %r: another run may refine the prompt differently", host, model
             )
     except urllib.error.HTTPError as error:
-        raise ValueError(_refused(error, host, model)) from None
+        with error:  # it holds the connection
+            raise ValueError(_refused(error, host, model)) from None
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(_unreachable(error, host, timeout)) from None
     return _content(answer, host)
 
 
 def _chat_url(endpoint: str) -> tuple[str, str]:
-    """Returns the address to post to, and how the service is named in messages: without path or password."""
+    """Returns the address to post to, and how the service is named in messages: without its path."""
     parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        raise ValueError("endpoint must not hold a user's name or password; give the key as $OPENAI_API_KEY")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
             f"endpoint must be an http(s) address such as http://localhost:8000/v1, got {endpoint!r}"
@@ -157,7 +161,7 @@ def _chat_url(endpoint: str) -> tuple[str, str]:
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path = (path or "/v1") + "/chat/completions"
-    return parts._replace(path=path).geturl(), f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return parts._replace(path=path).geturl(), f"{parts.scheme}://{parts.netloc}"
 
 
 def _post(url: str, body: Mapping[str, Any], api_key: str | None, timeout: float) -> bytes:

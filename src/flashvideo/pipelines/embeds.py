@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flashvideo.pipelines.inputs import log_prompt_limits
+from flashvideo.pipelines.inputs import log_cut, log_unknown_words
 from flashvideo.presets import Preset
 
 EMBEDS_SUFFIX = ".safetensors"
@@ -250,10 +250,10 @@ def log_limits(
     """
     first, second = preset.stage1.max_text_tokens, preset.stage2.max_text_tokens
     differ = bool(prompt_prefix) or first != second
+    log_unknown_words(prompts, tokenizer, prefix=prompt_prefix if stage2 else "")
     if stage1:
-        name = "Stage I" if differ else ""
-        log_prompt_limits(prompts, tokenizer, max_text_tokens=first, stage=name)
+        log_cut(prompts, tokenizer, max_text_tokens=first, stage="Stage I" if differ else "")
     # Where both stages read the same, once is enough.
     if stage2 and (differ or not stage1):
         name = "Stage II" if differ else ""
-        log_prompt_limits(prompts, tokenizer, max_text_tokens=second, prefix=prompt_prefix, stage=name)
+        log_cut(prompts, tokenizer, max_text_tokens=second, prefix=prompt_prefix, stage=name)

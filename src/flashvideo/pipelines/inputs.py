@@ -29,8 +29,6 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Decoders and resizing overshoot a little; a clip with levels from 0 to 255 overshoots a lot.
 _MAX_OVERSHOOT = 1.5
 
-_UNKNOWN_WORDS = "this model has no word for %s; it ignores them in %r"
-
 
 def read_preset(preset: Preset | Mapping[str, Any] | None) -> Preset:
     """Returns a preset from what a pipeline was given or has stored.
@@ -232,7 +230,6 @@ def log_prompt_limits(
     *,
     max_text_tokens: int,
     prefix: str = "",
-    stage: str = "",
 ) -> None:
     """Logs a warning for words that the model does not know, and for the end of a prompt that is cut off.
 
@@ -241,15 +238,40 @@ def log_prompt_limits(
         tokenizer: Tokenizer of the text encoder.
         max_text_tokens: Tokens that the model reads, of prefix and prompt together.
         prefix: What goes before each prompt.
+    """
+    log_unknown_words(prompts, tokenizer, prefix=prefix)
+    log_cut(prompts, tokenizer, max_text_tokens=max_text_tokens, prefix=prefix)
+
+
+def log_unknown_words(
+    prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, prefix: str = ""
+) -> None:
+    """Logs a warning for the words of prompts, and of what goes before each, that the model does not know."""
+    for text in (prefix, *prompts):
+        if words := unknown_words(text, tokenizer):
+            logger.warning("this model has no word for %s; it ignores them in %r", ", ".join(words), text)
+
+
+def log_cut(
+    prompts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_text_tokens: int,
+    prefix: str = "",
+    stage: str = "",
+) -> None:
+    """Logs a warning for the end of a prompt that is cut off, as `log_prompt_limits` does.
+
+    Args:
+        prompts: Prompts without their prefix.
+        tokenizer: Tokenizer of the text encoder.
+        max_text_tokens: Tokens that the model reads, of prefix and prompt together.
+        prefix: What goes before each prompt.
         stage: Named in the message where the other stage cuts at another word.
     """
-    if words := unknown_words(prefix, tokenizer):
-        logger.warning(_UNKNOWN_WORDS, ", ".join(words), prefix)
     subject = f"at {stage} the prompt" if stage else "the prompt"
     subject += f" with its prefix {prefix!r}" if prefix else ""
     for prompt in prompts:
-        if words := unknown_words(prompt, tokenizer):
-            logger.warning(_UNKNOWN_WORDS, ", ".join(words), prompt)
         if cut := truncated_text(with_prefix(prompt, prefix), tokenizer, max_text_tokens):
             logger.warning("%s is longer than %d tokens, this is cut off: %s", subject, max_text_tokens, cut)
 
@@ -262,6 +284,21 @@ def log_negative_prompt(negative_prompt: str | Sequence[str] | None) -> None:
             "the negative prompt has no effect: these models are guided against no text at all; say in the prompt "
             "itself what the video shall show"
         )
+
+
+def check_embeds_tensor(prompt_embeds: object) -> None:
+    """Checks for one stage's text embeddings, or none.
+
+    Raises:
+        ValueError: If they are anything else than a tensor (B, L, D), such as both stages' `PromptEmbeds`.
+    """
+    if prompt_embeds is None or (isinstance(prompt_embeds, torch.Tensor) and prompt_embeds.ndim == 3):
+        return
+    shape = f" {tuple(prompt_embeds.shape)}" if isinstance(prompt_embeds, torch.Tensor) else ""
+    raise ValueError(
+        f"prompt_embeds of one stage must be a tensor (B, L, D), got {type(prompt_embeds).__name__}{shape}; "
+        "pass its stage1 or stage2 if it is a PromptEmbeds"
+    )
 
 
 def check_prompt_prefix(prompt_prefix: str | None, *, has_prompt: bool) -> None:

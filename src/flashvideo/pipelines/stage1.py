@@ -21,6 +21,7 @@ from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.inputs import (
     check_callback_inputs,
     check_count,
+    check_embeds_tensor,
     check_generator,
     check_guidance,
     check_output_type,
@@ -101,6 +102,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             )
         if prompt is not None:
             check_prompt(prompt)
+        check_embeds_tensor(prompt_embeds)
         for name, value in (("height", height), ("width", width), ("num_frames", num_frames)):
             check_count(name, value)
         check_count("num_inference_steps", num_inference_steps)

@@ -26,6 +26,7 @@ from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.consistency import keep_consistent
 from flashvideo.pipelines.inputs import (
     check_callback_inputs,
+    check_embeds_tensor,
     check_generator,
     check_output_type,
     check_prompt,
@@ -101,6 +102,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
             raise ValueError("pass prompt or prompt_embeds or neither, got both")
         if prompt is not None:
             check_prompt(prompt)
+        check_embeds_tensor(prompt_embeds)
         given = prompt_embeds if prompt_embeds is not None else prompt
         if given is not None and not isinstance(given, str) and len(given) not in (1, batch_size):
             raise ValueError(
