@@ -249,7 +249,8 @@ TEMPLATE = (
 def chat_folder(tmp_path_factory):
     """A toy chat model with random weights, which ends after 40 words."""
     folder = tmp_path_factory.mktemp("chat")
-    tokenizer = build_word_tokenizer(["a", "red", "blue", "kite", "flies", "over", "green", "hills", "in", "the", "light"])
+    words = ["a", "red", "blue", "kite", "flies", "over", "green", "hills", "in", "the", "light"]
+    tokenizer = build_word_tokenizer(words)
     # A chat model goes on after the prompt: no end token there.
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.chat_template = TEMPLATE

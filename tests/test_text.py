@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from flashvideo.text import (
     build_word_tokenizer,
@@ -62,6 +62,10 @@ def test_what_is_cut_is_reported(tokenizer):
 
 def test_what_is_cut_is_quoted_as_it_was_written(tokenizer):
     assert truncated_text("A red Zebra, moves LEFT", tokenizer, 3) == "Zebra, moves LEFT"
+
+
+def test_what_is_cut_is_decoded_where_a_tokenizer_does_not_know_its_places():
+    assert truncated_text("a red circle", ByT5Tokenizer(), 6) == " circle"
 
 
 def test_a_sentencepiece_tokenizer_cuts_what_is_reported(sentencepiece_tokenizer):

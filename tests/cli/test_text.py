@@ -18,7 +18,7 @@ def generate(flashvideo):
 
 
 @pytest.fixture
-def released_like(call, toy_pipeline, sentencepiece_tokenizer, tmp_path):
+def released_like(call, toy_pipeline, tiny_transformer, sentencepiece_tokenizer, tmp_path):
     """`released_like("generate", ...)` runs a toy model that reads as the released one: its tokenizer, its prefix."""
     pipeline = toy_pipeline(
         ["a"],
@@ -27,6 +27,8 @@ def released_like(call, toy_pipeline, sentencepiece_tokenizer, tmp_path):
     )
     pipeline.text_encoder.resize_token_embeddings(len(sentencepiece_tokenizer), mean_resizing=False)
     pipeline.tokenizer = sentencepiece_tokenizer
+    pipeline.stage1_transformer = tiny_transformer(1, max_text_seq_length=226)
+    pipeline.stage2_transformer = tiny_transformer(2, max_text_seq_length=226)
     pipeline.save_pretrained(tmp_path / "model")
     return lambda *words: call(*words, "--model", tmp_path / "model", "--device", "cpu", "--dtype", "float32")
 
