@@ -30,7 +30,7 @@ def check_text(
     """Checks what a call is given to read, as `check_inputs` does.
 
     Raises:
-        ValueError: If there is nothing to read, it contradicts itself, or it cannot be read without an encoder.
+        ValueError: If there is nothing to read, it contradicts itself, or was made for another model.
     """
     if prompt_embeds is not None:
         if prompt is not None or prompt_prefix is not None:
@@ -42,10 +42,6 @@ def check_text(
         check_prompt(prompt)
     has_prompt = prompt is not None or isinstance(source, PreviewState)
     check_prompt_prefix(prompt_prefix, has_prompt=has_prompt)
-    if has_prompt and (pipeline.tokenizer is None or pipeline.text_encoder is None):
-        raise ValueError(
-            "this pipeline has no text encoder; pass prompt_embeds, which encode_prompt of a whole one makes"
-        )
 
 
 def check_prompt_embeds(pipeline: FlashVideoPipeline, prompt_embeds: object) -> None:
