@@ -1,6 +1,5 @@
 """Prompts rewritten by a chat model: a local service that speaks OpenAI's protocol, and a toy model in a folder."""
 
-import gc
 import json
 import weakref
 
@@ -332,4 +331,3 @@ def test_words_that_never_end_are_one_sentence(chat_folder, monkeypatch):
     monkeypatch.setattr("flashvideo.refine._MAX_TOKENS", 3)
     with pytest.raises(ValueError, match="broke off at its greatest length"):
         refine_prompt(PROMPT, model=chat_folder)
-    gc.collect()

@@ -221,7 +221,7 @@ def _ask_folder(prompt: str, folder: Path, device: str) -> str:
     try:
         return _chat(prompt, folder, torch.device(device))
     finally:
-        gc.collect()
+        gc.collect()  # some models hold references in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
