@@ -1,15 +1,20 @@
 """Toy models: the real classes, small enough that a test takes a moment."""
 
 import dataclasses
+import http.server
 import importlib.util
-from collections.abc import Callable
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import sentencepiece
 import torch
 from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
-from transformers import T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -107,6 +112,111 @@ def toy_pipeline(tiny_vae, tiny_transformer) -> Callable[..., FlashVideoPipeline
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_folder(tmp_path_factory) -> Path:
+    """Folder of a T5 tokenizer stored as the released one is: a SentencePiece model that reads 226 tokens."""
+    lines = [
+        "a red circle moves slowly to the left over the green grass",
+        "a blue square moves right, medium motion, in the light of the morning",
+        "the camera follows the star while it spins above the waves",
+    ]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 20),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=90,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    config = {"tokenizer_class": "T5Tokenizer", "model_max_length": 226, "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def sentencepiece_tokenizer(sentencepiece_folder) -> T5Tokenizer:
+    """The tokenizer of `sentencepiece_folder`, loaded anew: some of its warnings come once only."""
+    return T5Tokenizer.from_pretrained(sentencepiece_folder)
+
+
+class ChatService:
+    """A local service that speaks OpenAI's protocol: answers with `answer` and `status`, and keeps the requests."""
+
+    answer = ""
+    status = 200
+    finish_reason = "stop"
+    takes_settings = True
+    raw: bytes | None = None
+    delay = 0.0
+    redirect: str | None = None
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict, dict]] = []
+        self.released = threading.Event()
+        service = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.requests.append((self.path, dict(self.headers), body))
+                if service.delay:
+                    service.released.wait(service.delay)
+                status, content = service.reply(body)
+                if service.redirect is not None:
+                    status = 302
+                self.send_response(status)
+                self.send_header("Location", service.redirect or "")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                service.requests.append((self.path, dict(self.headers), {}))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def reply(self, body: dict) -> tuple[int, bytes]:
+        if not self.takes_settings and "temperature" in body:
+            return 400, b'{"error": {"message": "temperature is not supported"}}'
+        if self.raw is not None:
+            return self.status, self.raw
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": self.answer},
+            "finish_reason": self.finish_reason,
+        }
+        return self.status, json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+
+
+@pytest.fixture
+def chat_service(monkeypatch) -> Iterator[ChatService]:
+    """A running `ChatService`; the environment names neither a service nor a key."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    service = ChatService()
+    thread = threading.Thread(target=service.server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield service
+    service.released.set()
+    service.server.shutdown()
+    service.server.server_close()
+    thread.join()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ PACKAGE = "flashvideo"
 
 LAYERS = (
     ("presets", "shapes", "flow", "schedule"),
-    ("text", "video", "vae", "degradations", "models", "data"),
+    ("text", "refine", "video", "vae", "degradations", "models", "data"),
     ("pipelines", "evaluation.metrics", "evaluation.readers"),
     ("training", "enhance", "evaluation"),
     ("serving", "cli", "__main__"),

@@ -1,8 +1,10 @@
 """Text: padding, no mask, zeros, what is cut, what is unknown, and the word-level tokenizer."""
 
+import logging
+
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from flashvideo.text import (
     build_word_tokenizer,
@@ -56,6 +58,36 @@ def test_a_long_prompt_is_cut_and_still_ends_with_the_end_token(tokenizer, text_
 def test_what_is_cut_is_reported(tokenizer):
     assert truncated_text("a red circle moves left", tokenizer, 4) == "moves left"
     assert truncated_text("a red circle moves left", tokenizer, 6) == ""
+
+
+def test_what_is_cut_is_quoted_as_it_was_written(tokenizer):
+    assert truncated_text("A red Zebra, moves LEFT", tokenizer, 3) == "Zebra, moves LEFT"
+
+
+def test_what_is_cut_is_decoded_where_a_tokenizer_does_not_know_its_places():
+    assert truncated_text("a red circle", ByT5Tokenizer(), 6) == " circle"
+
+
+def test_a_sentencepiece_tokenizer_cuts_what_is_reported(sentencepiece_tokenizer):
+    prompt = "the star spins above the green grass, " * 20
+    for max_text_tokens in (5, 50, 226):
+        cut = truncated_text(prompt, sentencepiece_tokenizer, max_text_tokens)
+        ids = sentencepiece_tokenizer(prompt, truncation=True, max_length=max_text_tokens).input_ids
+        kept = sentencepiece_tokenizer.decode(ids, skip_special_tokens=True)
+        assert cut
+        assert (kept + cut).replace(" ", "") == prompt.replace(" ", "")
+    assert truncated_text(prompt, sentencepiece_tokenizer, 2000) == ""
+
+
+def test_a_sentencepiece_tokenizer_spells_words_and_knows_no_foreign_script(sentencepiece_tokenizer):
+    assert unknown_words("a steam camera, Wal 猫", sentencepiece_tokenizer) == ["Wal", "猫"]
+
+
+def test_a_long_prompt_raises_no_alarm_in_transformers(sentencepiece_tokenizer, monkeypatch, caplog):
+    # Its logger does not hand on to the root, where pytest listens.
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert truncated_text("the star spins " * 100, sentencepiece_tokenizer, 226)
+    assert not caplog.records
 
 
 def test_no_text_is_zeros():

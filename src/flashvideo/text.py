@@ -78,10 +78,21 @@ def with_prefix(prompt: str, prefix: str) -> str:
 
 
 def truncated_text(prompt: str, tokenizer: PreTrainedTokenizerBase, max_text_tokens: int) -> str:
-    """Returns the end of the prompt that `encode_prompts` would cut off; an empty string when all of it fits."""
-    content = tokenizer(prompt, add_special_tokens=False).input_ids
-    num_special = len(tokenizer(prompt).input_ids) - len(content)
-    return tokenizer.decode(content[max(0, max_text_tokens - num_special) :])
+    """Returns the end of the prompt that `encode_prompts` would cut off; an empty string when all of it fits.
+
+    The end is as it was written where the tokenizer knows where its tokens stand, and decoded tokens elsewhere.
+    """
+    # Not verbose: transformers warns of a long prompt as of something that would fail, and cut it does not.
+    content = tokenizer(
+        prompt, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
+    )
+    num_special = len(tokenizer(prompt, verbose=False).input_ids) - len(content.input_ids)
+    num_kept = max(0, max_text_tokens - num_special)
+    if num_kept >= len(content.input_ids):
+        return ""
+    if tokenizer.is_fast:
+        return prompt[content.offset_mapping[num_kept][0] :].strip()
+    return tokenizer.decode(content.input_ids[num_kept:])
 
 
 def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:

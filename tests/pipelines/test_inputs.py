@@ -89,7 +89,7 @@ def test_unknown_words_and_what_is_cut_are_logged(caplog):
         log_prompt_limits(["a red zebra"], tokenizer, max_text_tokens=3)
     assert [record.message for record in caplog.records] == [
         "this model has no word for zebra; it ignores them in 'a red zebra'",
-        "the prompt is longer than 3 tokens, this is cut off: <unk>",
+        "the prompt is longer than 3 tokens, this is cut off: zebra",
     ]
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from flashvideo.pipelines.sizes import named_size
@@ -145,6 +146,26 @@ def add_reference_rounding(parser: argparse._ActionsContainer) -> None:
         "--reference-rounding",
         action="store_true",
         help="round the detail's time grid and noise step as the released code does in bfloat16, to repeat its results",
+    )
+
+
+def add_motion_prefix(parser: argparse._ActionsContainer) -> None:
+    """Adds `--motion-prefix`."""
+    parser.add_argument(
+        "--motion-prefix",
+        metavar="TEXT",
+        help='goes before the prompt of the detail, such as "medium motion,"; "" is none (default: the model\'s own)',
+    )
+
+
+def add_text_cache(parser: argparse._ActionsContainer) -> None:
+    """Adds `--text-cache`."""
+    parser.add_argument(
+        "--text-cache",
+        type=Path,
+        metavar="DIR",
+        help="keep text embeddings in this folder, so that the text encoder is loaded for new prompts only; its files "
+        "hold the prompts",
     )
 
 

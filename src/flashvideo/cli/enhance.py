@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashvideo.cli import arguments as shared
-from flashvideo.cli.files import check_distinct, check_input, check_output
+from flashvideo.cli.arguments import UsageError
+from flashvideo.cli.files import check_distinct, check_folder, check_input, check_output
 from flashvideo.cli.messages import StepProgress, progress_is_shown
 from flashvideo.cli.metadata import enhance_metadata
-from flashvideo.cli.model import count_windows, open_pipeline, use_threads
+from flashvideo.cli.model import count_windows, open_pipeline, text_from_cache, use_threads
 from flashvideo.cli.results import Phases, Result, describe_clip
 from flashvideo.pipelines.sizes import named_size
 
@@ -40,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--prompt", type=shared.prompt, metavar="TEXT", help="what the video shows (default: no text)"
     )
+    shared.add_motion_prefix(parser)
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--scale",
@@ -72,6 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shared.add_reference_rounding(settings)
     shared.add_seed(settings)
     shared.add_model_options(parser)
+    shared.add_text_cache(parser)
     shared.add_prompt_metadata(parser)
     shared.add_progress(parser)
     shared.add_common(parser)
@@ -87,6 +90,10 @@ def run(arguments: argparse.Namespace) -> Result:
     check_input(arguments.input)
     check_output(arguments.output)
     check_distinct([arguments.output], [arguments.input])
+    if arguments.motion_prefix is not None and arguments.prompt is None:
+        raise UsageError("--motion-prefix goes before a prompt; add --prompt TEXT")
+    if arguments.text_cache is not None:
+        check_folder(arguments.text_cache)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     phases = Phases()
     with use_threads(arguments.threads):
@@ -175,11 +182,17 @@ def enhance_file(
 
     from flashvideo.video import iter_frames, write_video
 
+    prompt, prefix = arguments.prompt, arguments.motion_prefix
+    embeds = text_from_cache(arguments, pipeline, [] if prompt is None else [prompt])
+    if embeds is not None:
+        prompt, prefix = None, None
     total = count_windows(pipeline, num_frames, settings) * settings.num_inference_steps
     with StepProgress("enhance", total, shown=progress_is_shown(arguments.progress)) as progress:
         frames = pipeline.stage2.stream(
             iter_frames(arguments.input),
-            arguments.prompt,
+            prompt,
+            prompt_prefix=prefix,
+            prompt_embeds=None if embeds is None else embeds.stage2,
             settings=settings,
             generator=torch.Generator().manual_seed(seed),
             callback_on_step_end=progress,
@@ -203,5 +216,6 @@ def _metadata(
         model=arguments.model,
         seed=seed,
         prompt=arguments.prompt,
+        prompt_prefix=arguments.motion_prefix,
         with_prompt=arguments.prompt_metadata,
     )

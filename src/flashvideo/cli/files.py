@@ -56,6 +56,21 @@ def check_output(path: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> None:
         raise ValueError(f"{path} is there already and write-protected; choose another name")
 
 
+def check_folder(path: Path) -> None:
+    """Checks that a folder is there or can be made; it is made where it is used.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{path} cannot be a folder, since {nearest} is a file; choose another name")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"{path} cannot be written, since {nearest} is write-protected; choose another folder"
+        )
+
+
 def check_distinct(outputs: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
     """Checks that no output is another output or an input.
 

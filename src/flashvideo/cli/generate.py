@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.arguments import UsageError
-from flashvideo.cli.files import LATENTS_SUFFIX, check_distinct, check_input, check_output
+from flashvideo.cli.files import LATENTS_SUFFIX, check_distinct, check_folder, check_input, check_output
 from flashvideo.cli.generation import Generation, preview_shape
-from flashvideo.cli.model import open_pipeline, use_threads
+from flashvideo.cli.model import open_pipeline, text_from_cache, use_threads
+from flashvideo.cli.refinement import Refinement, add_refinement, check_refinement, refine
 from flashvideo.cli.results import Phases, Result, describe_clip
 from flashvideo.pipelines.sizes import REFERENCE, SHORT_SIDES, named_size
 from flashvideo.presets import NANO
@@ -43,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT", help="the video: .mp4, .mov, .mkv or .webm"
     )
+    add_refinement(parser)
     previews = parser.add_argument_group("preview")
     previews.add_argument(
         "--preview",
@@ -106,7 +108,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     shared.add_consistency(settings)
     shared.add_reference_rounding(settings)
+    shared.add_motion_prefix(settings)
+    settings.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="has no effect on these models, which are guided against no text; it is answered with a warning",
+    )
     shared.add_model_options(parser)
+    shared.add_text_cache(parser)
     shared.add_prompt_metadata(parser)
     shared.add_progress(parser)
     shared.add_common(parser)
@@ -133,8 +142,12 @@ def run(arguments: argparse.Namespace) -> Result:
     previews = check_files(arguments)
     phases = Phases()
     with use_threads(arguments.threads):
+        refinement = None
+        if arguments.refine_prompt:
+            with phases("refine"):
+                refinement = refine(arguments)
         with phases("load"):
-            generation = prepare(arguments, phases)
+            generation = prepare(arguments, phases, refinement)
         if arguments.previews:
             return generation.make_candidates(previews)
         return generation.make_video(previews[0] if previews else None)
@@ -151,6 +164,7 @@ def check_combination(arguments: argparse.Namespace) -> None:
             named_size(arguments.size, portrait=True, preset=NANO)
         except ValueError as error:
             raise UsageError(f"--{error}") from None
+    check_refinement(arguments)
     if arguments.from_preview is None:
         if arguments.prompt is None:
             raise UsageError("generate needs a PROMPT, or --from-preview FILE to continue from")
@@ -195,6 +209,8 @@ def check_files(arguments: argparse.Namespace) -> list[Path]:
     """
     for path in filter(None, (arguments.output, arguments.preview)):
         check_output(path)
+    if arguments.text_cache is not None:
+        check_folder(arguments.text_cache)
     previews = preview_paths(arguments)
     sheets = previews[-1:] if arguments.previews else []
     videos = [path for path in previews if path not in sheets]
@@ -211,12 +227,15 @@ def check_files(arguments: argparse.Namespace) -> list[Path]:
     return previews
 
 
-def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
+def prepare(arguments: argparse.Namespace, phases: Phases, refinement: Refinement | None) -> Generation:
     """Reads the preview to continue from, if any, loads the model, and checks sizes and frames against it.
+
+    With `--text-cache` the text is encoded here.
 
     Raises:
         ValueError: In one sentence, what is wrong.
     """
+    from flashvideo.pipelines.inputs import log_negative_prompt
     from flashvideo.pipelines.preview import PreviewState
     from flashvideo.pipelines.two_stage import read_preview
     from flashvideo.video import probe_video
@@ -231,6 +250,9 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
     seed = arguments.seed
     if seed is None and not isinstance(source, PreviewState):
         seed = secrets.randbelow(2**31)
+    prompt = arguments.prompt if refinement is None else refinement.prompt
+    prompts = source.settings.prompts if isinstance(source, PreviewState) else ()
+    log_negative_prompt(arguments.negative_prompt)
     return Generation(
         arguments=arguments,
         pipeline=pipeline,
@@ -239,6 +261,9 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
         seed=seed,
         frame_rate=frame_rate,
         phases=phases,
+        prompt=prompt,
+        refinement=refinement,
+        embeds=text_from_cache(arguments, pipeline, prompts if prompt is None else [prompt]),
     )
 
 

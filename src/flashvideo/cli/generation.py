@@ -6,6 +6,7 @@ Shapes: F frames of H x W pixels in [-1, 1].
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from flashvideo.cli.refinement import Refinement
+    from flashvideo.pipelines.embeds import PromptEmbeds
     from flashvideo.pipelines.outputs import FlashVideoPipelineOutput
     from flashvideo.pipelines.preview import PreviewState
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -52,6 +55,15 @@ class Generation:
 
     phases: Phases
     """Time taken so far."""
+
+    prompt: str | None
+    """The prompt of this command, refined if that was asked for; None if the preview's applies."""
+
+    refinement: Refinement | None
+    """How the prompt was refined, if it was."""
+
+    embeds: PromptEmbeds | None
+    """Embeddings of the prompt, or of the preview's; None if they are still to be made."""
 
     def make_video(self, preview_path: Path | None) -> Result:
         """Makes and writes the preview, if there is none yet, and the video, if it is wanted."""
@@ -108,7 +120,8 @@ class Generation:
         data = {
             "candidates": candidates,
             "contact_sheet": str(sheet_path),
-            "prompt": self.arguments.prompt,
+            "prompt": self.prompt,
+            **({} if self.refinement is None else {"original_prompt": self.refinement.original}),
             "seconds": self.phases.as_data(),
         }
         return Result(data=data, text="\n".join(lines))
@@ -122,7 +135,7 @@ class Generation:
         shown = progress_is_shown(arguments.progress)
         with self.phases("preview"), StepProgress(label, steps, shown=shown) as progress:
             output: FlashVideoPipelineOutput = self.pipeline(  # type: ignore[assignment]  # not a tuple by default
-                arguments.prompt,
+                **self.text(self.prompt),
                 **self.detail_settings(),  # checked now, although they are used later
                 num_frames=arguments.frames,
                 stage1_num_inference_steps=arguments.steps,
@@ -133,13 +146,17 @@ class Generation:
                 stage1_callback_on_step_end=progress,
             )
         assert output.preview is not None
-        return output.preview, cast("torch.Tensor", output.preview_frames)[0]
+        preview = output.preview
+        if self.refinement is not None:
+            settings = self.refinement.note_in(preview.settings)
+            preview = dataclasses.replace(preview, settings=settings)
+        return preview, cast("torch.Tensor", output.preview_frames)[0]
 
     def make_detail(self, source: PreviewState | torch.Tensor) -> FlashVideoPipelineOutput:
         """Runs Stage II on a preview."""
         import torch
 
-        prompt = self.arguments.prompt if self.source is not None else None
+        prompt = self.prompt if self.source is not None else None
         generator = None  # the preview's own
         if self.source is not None and self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
@@ -149,7 +166,7 @@ class Generation:
         shown = progress_is_shown(self.arguments.progress)
         with self.phases("detail"), StepProgress("detail", windows * steps, shown=shown) as progress:
             output: FlashVideoPipelineOutput = self.pipeline(  # type: ignore[assignment]  # not a tuple by default
-                prompt,
+                **self.text(prompt),
                 **settings,
                 preview=source,
                 generator=generator,
@@ -157,6 +174,12 @@ class Generation:
                 callback_on_step_end=progress,
             )
         return output
+
+    def text(self, prompt: str | None) -> dict[str, Any]:
+        """Returns the pipeline's arguments for the text: a prompt, or its embeddings where they are there already."""
+        if self.embeds is not None:
+            return {"prompt_embeds": self.embeds}
+        return {"prompt": prompt, "prompt_prefix": self.arguments.motion_prefix}
 
     def detail_settings(self) -> dict[str, Any]:
         """Returns the pipeline's arguments for Stage II, None where the model's own apply."""
@@ -200,19 +223,21 @@ class Generation:
             preview=preview,
             shape=shape,
             enlarged=enlarged,
-            detail=self.detail_settings(),
+            detail={**self.detail_settings(), "prompt_prefix": self.arguments.motion_prefix},
             model=self.arguments.model,
-            prompt=self.arguments.prompt,
+            prompt=self.prompt,
+            refinement=self.refinement,
             seed=self.seed if shape is not None or preview is None else preview.settings.seed,
             with_prompt=self.arguments.prompt_metadata,
         )
 
     def facts(self, note: dict[str, Any]) -> dict[str, Any]:
         """Returns what `--json` says about a run: what the file says, and the time it took."""
-        prompt = self.arguments.prompt or note.get("prompt")
+        original = {} if self.refinement is None else {"original_prompt": self.refinement.original}
         return {
             **note,
-            "prompt": prompt,
+            "prompt": self.prompt or note.get("prompt"),
+            **original,
             "frame_rate": float(self.frame_rate),
             "seconds": self.phases.as_data(),
         }

@@ -101,7 +101,8 @@ def describe_preview(path: Path) -> dict[str, Any]:
     from flashvideo.pipelines.preview import load_preview
 
     preview = load_preview(path)
-    settings = dataclasses.asdict(preview.settings)
+    stored = dataclasses.asdict(preview.settings)
+    settings = {name: value for name, value in stored.items() if value is not None}
     return {
         "file": str(path),
         "latents": list(preview.latents.shape),

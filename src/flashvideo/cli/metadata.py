@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashvideo import __version__
 from flashvideo.cli.model import model_label
+from flashvideo.cli.refinement import Refinement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ def two_stage_metadata(
     detail: Mapping[str, Any],
     model: str,
     prompt: str | None,
+    refinement: Refinement | None = None,
     seed: int | None,
     with_prompt: bool,
 ) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def two_stage_metadata(
         detail: The pipeline's arguments for Stage II, None where the model's own apply.
         model: The model's name or folder.
         prompt: The prompt of this command; None if the preview's applies.
+        refinement: How the prompt of this command was refined, if it was.
         seed: The seed of this command; None if the preview's applies.
         with_prompt: Whether the prompt is part of the description.
 
@@ -56,7 +59,8 @@ def two_stage_metadata(
             "guidance_scale": made.guidance_scale,
             "guidance_schedule": made.guidance_schedule,
         }
-        prompt = made.prompts[0] if prompt is None else prompt
+        if prompt is None or prompt == made.prompts[0]:
+            prompt, refinement = made.prompts[0], Refinement.of_preview(made)
         if with_prompt and prompt != made.prompts[0]:
             settings["stage1"]["prompt"] = made.prompts[0]
         if seed is not None and seed != made.seed:
@@ -74,7 +78,10 @@ def two_stage_metadata(
             "consistency": defaults.consistency if consistency is None else consistency,
             **computed_size(pipeline, enlarged or (shape[2], shape[3]), (shape[2], shape[3])),
             **_if_on("reference_rounding", detail["reference_rounding"]),
+            **_prefix_note(pipeline, prompt, detail["prompt_prefix"], with_prompt=with_prompt),
         }
+    if refinement is not None:
+        settings["refinement"] = refinement.as_note(with_prompt=with_prompt)
     return generation_metadata(
         model=model_label(model),
         version=__version__,
@@ -94,6 +101,7 @@ def enhance_metadata(
     model: str,
     seed: int,
     prompt: str | None,
+    prompt_prefix: str | None,
     with_prompt: bool,
 ) -> dict[str, Any]:
     """Describes an enhanced video.
@@ -105,7 +113,8 @@ def enhance_metadata(
         model: The model's name or folder.
         seed: The seed.
         prompt: The prompt, if there is one.
-        with_prompt: Whether it is part of the description.
+        prompt_prefix: What was asked to go before it; None for the model's own.
+        with_prompt: Whether they are part of the description.
 
     Returns:
         For `write_video`.
@@ -128,6 +137,7 @@ def enhance_metadata(
                 "consistency": settings.consistency,
                 **computed_size(pipeline, settings.working_size, (settings.height, settings.width)),
                 **_if_on("reference_rounding", settings.reference_rounding),
+                **_prefix_note(pipeline, prompt, prompt_prefix, with_prompt=with_prompt),
             },
         },
     )
@@ -158,6 +168,16 @@ def computed_size(
 def _if_on(name: str, switch: bool) -> dict[str, bool]:
     """A switch that is worth a word only when it is on."""
     return {name: True} if switch else {}
+
+
+def _prefix_note(
+    pipeline: FlashVideoPipeline, prompt: str | None, prompt_prefix: str | None, *, with_prompt: bool
+) -> dict[str, str]:
+    """Returns the prefix of Stage II's prompt, as the prompt a text; nothing where there is none of its own."""
+    own = pipeline.preset.stage2.prompt_prefix
+    if prompt is None or not with_prompt or (prompt_prefix is None and not own):
+        return {}
+    return {"prompt_prefix": own if prompt_prefix is None else prompt_prefix}
 
 
 def dtype_name(pipeline: FlashVideoPipeline) -> str:

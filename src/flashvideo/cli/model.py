@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flashvideo.pipelines.embeds import PromptEmbeds
     from flashvideo.pipelines.settings import EnhanceSettings
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 
 def open_pipeline(arguments: argparse.Namespace) -> FlashVideoPipeline:
     """Loads the pipeline that `--model`, `--device` and `--dtype` ask for; its own progress bars are off.
+
+    With `--text-cache` the text encoder is left out: `text_from_cache` loads it when it is needed.
 
     Raises:
         ValueError: If there is no such model, device or dtype.
@@ -24,9 +27,39 @@ def open_pipeline(arguments: argparse.Namespace) -> FlashVideoPipeline:
     with ExitStack() as stack:
         if not arguments.debug:
             stack.enter_context(quiet_libraries())
-        pipeline = load_pipeline(arguments.model, device=arguments.device, dtype=arguments.dtype)
+        pipeline = load_pipeline(
+            arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            text_encoder=arguments.text_cache is None,
+        )
     pipeline.set_progress_bar_config(disable=True)  # the command shows its own
     return pipeline
+
+
+def text_from_cache(
+    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, prompts: Sequence[str]
+) -> PromptEmbeds | None:
+    """Returns the embeddings of prompts from the folder of `--text-cache`; None without that option, or without text.
+
+    Raises:
+        ValueError: If the model's folder has no text encoder.
+    """
+    from flashvideo.pipelines.loading import model_folder
+    from flashvideo.pipelines.text_cache import cached_embeds
+
+    if arguments.text_cache is None or not prompts:
+        return None
+    with ExitStack() as stack:
+        if not arguments.debug:
+            stack.enter_context(quiet_libraries())
+        return cached_embeds(
+            pipeline,
+            prompts,
+            cache=arguments.text_cache,
+            model=model_folder(arguments.model),
+            prompt_prefix=arguments.motion_prefix,
+        )
 
 
 @contextmanager

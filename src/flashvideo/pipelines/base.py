@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from flashvideo.flow import guided_velocity
-from flashvideo.pipelines.inputs import log_prompt_limits, read_preset
+from flashvideo.pipelines.inputs import read_preset
 from flashvideo.presets import Preset
 from flashvideo.text import encode_prompts, unconditional_like
 
@@ -90,26 +90,25 @@ class StagePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], max_text_tokens: int) -> torch.Tensor:
-        """Encodes prompts; words that the model does not know, and what does not fit, are logged.
+        """Encodes prompts as they are.
 
         Args:
-            prompts: B prompts.
+            prompts: B prompts, with their prefix.
             max_text_tokens: L.
 
         Returns:
-            Embeddings (B, L, D) in the transformer's dtype.
+            Embeddings (B, L, D) in the transformer's dtype; in the text encoder's if there is no transformer.
 
         Raises:
             ValueError: If the pipeline was made without a text encoder.
         """
         if self.tokenizer is None or self.text_encoder is None:
             raise ValueError("this pipeline has no text encoder; pass prompt_embeds instead of prompt")
-        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=max_text_tokens)
         device = self._execution_device
         embeds = encode_prompts(
             prompts, self.tokenizer, self.text_encoder, max_text_tokens=max_text_tokens, device=device
         )
-        return embeds.to(device, self.transformer.dtype)
+        return embeds if self.transformer is None else embeds.to(device, self.transformer.dtype)
 
     def predict_velocity(
         self,

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from flashvideo.presets import PRESETS, Preset
-from flashvideo.text import truncated_text, unknown_words
+from flashvideo.text import truncated_text, unknown_words, with_prefix
 
 T = TypeVar("T")
 
@@ -225,11 +225,93 @@ def _frame_to_pixels(frame: object) -> torch.Tensor:
 
 
 def log_prompt_limits(
-    prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, max_text_tokens: int
+    prompts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_text_tokens: int,
+    prefix: str = "",
 ) -> None:
-    """Logs a warning for words that the model does not know, and for the end of a prompt that is cut off."""
+    """Logs a warning for words that the model does not know, and for the end of a prompt that is cut off.
+
+    Args:
+        prompts: Prompts without their prefix.
+        tokenizer: Tokenizer of the text encoder.
+        max_text_tokens: Tokens that the model reads, of prefix and prompt together.
+        prefix: What goes before each prompt.
+    """
+    log_unknown_words(prompts, tokenizer, prefix=prefix)
+    log_cut(prompts, tokenizer, max_text_tokens=max_text_tokens, prefix=prefix)
+
+
+def log_unknown_words(
+    prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, prefix: str = ""
+) -> None:
+    """Logs a warning for the words of prompts, and of what goes before each, that the model does not know."""
+    for text in (prefix, *prompts):
+        if words := unknown_words(text, tokenizer):
+            logger.warning("this model has no word for %s; it ignores them in %r", ", ".join(words), text)
+
+
+def log_cut(
+    prompts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_text_tokens: int,
+    prefix: str = "",
+    stage: str = "",
+) -> None:
+    """Logs a warning for the end of a prompt that is cut off, as `log_prompt_limits` does.
+
+    Args:
+        prompts: Prompts without their prefix.
+        tokenizer: Tokenizer of the text encoder.
+        max_text_tokens: Tokens that the model reads, of prefix and prompt together.
+        prefix: What goes before each prompt.
+        stage: Named in the message where the other stage cuts at another word.
+    """
+    subject = f"at {stage} the prompt" if stage else "the prompt"
+    subject += f" with its prefix {prefix!r}" if prefix else ""
     for prompt in prompts:
-        if words := unknown_words(prompt, tokenizer):
-            logger.warning("this model has no word for %s; it ignores them in %r", ", ".join(words), prompt)
-        if cut := truncated_text(prompt, tokenizer, max_text_tokens):
-            logger.warning("the prompt is longer than %d tokens, this is cut off: %s", max_text_tokens, cut)
+        if cut := truncated_text(with_prefix(prompt, prefix), tokenizer, max_text_tokens):
+            logger.warning("%s is longer than %d tokens, this is cut off: %s", subject, max_text_tokens, cut)
+
+
+def log_negative_prompt(negative_prompt: str | Sequence[str] | None) -> None:
+    """Logs a warning for a negative prompt that says something: it has no effect."""
+    given = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or ()
+    if any(given):
+        logger.warning(
+            "the negative prompt has no effect: these models are guided against no text at all; say in the prompt "
+            "itself what the video shall show"
+        )
+
+
+def check_embeds_tensor(prompt_embeds: object) -> None:
+    """Checks for one stage's text embeddings, or none.
+
+    Raises:
+        ValueError: If they are anything else than a tensor (B, L, D), such as both stages' `PromptEmbeds`.
+    """
+    if prompt_embeds is None or (isinstance(prompt_embeds, torch.Tensor) and prompt_embeds.ndim == 3):
+        return
+    shape = f" {tuple(prompt_embeds.shape)}" if isinstance(prompt_embeds, torch.Tensor) else ""
+    raise ValueError(
+        f"prompt_embeds of one stage must be a tensor (B, L, D), got {type(prompt_embeds).__name__}{shape}; "
+        "pass its stage1 or stage2 if it is a PromptEmbeds"
+    )
+
+
+def check_prompt_prefix(prompt_prefix: str | None, *, has_prompt: bool) -> None:
+    """Checks for a prefix that is text and goes before a prompt, or none.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if prompt_prefix is None:
+        return
+    if not isinstance(prompt_prefix, str):
+        raise ValueError(f'prompt_prefix must be a string, got {prompt_prefix!r}; "" is for none')
+    if not has_prompt:
+        raise ValueError(
+            f"prompt_prefix goes before a prompt and there is none here, got {prompt_prefix!r}; pass prompt too"
+        )

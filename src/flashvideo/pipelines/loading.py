@@ -39,7 +39,11 @@ that the same machine makes the same choice, and with it the same video, on ever
 
 
 def load_pipeline(
-    model: str | Path = "nano", *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    model: str | Path = "nano",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    text_encoder: bool = True,
 ) -> FlashVideoPipeline:
     """Loads the two-stage pipeline of a model, on a device and in a dtype that suit this machine.
 
@@ -47,6 +51,7 @@ def load_pipeline(
         model: `"nano"`, or the folder of a model as `save_pretrained` and `flashvideo train` write it.
         device: A torch device, or `"auto"` for the first of cuda, mps and cpu that is there.
         dtype: A torch dtype or its name, or `"auto"` for the faster one by a short probe (`probe_dtype`).
+        text_encoder: Whether to load the text encoder; without it a call takes `prompt_embeds` and no prompt.
 
     Returns:
         The pipeline, moved to the device. The settings of its stages are those stored in the model's folder.
@@ -58,7 +63,9 @@ def load_pipeline(
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     logger.info("loading %s on %s in %s", folder, chosen_device, chosen_dtype)
-    pipeline: FlashVideoPipeline = FlashVideoPipeline.from_pretrained(folder, dtype=chosen_dtype)
+    pipeline: FlashVideoPipeline = FlashVideoPipeline.from_pretrained(
+        folder, dtype=chosen_dtype, **({} if text_encoder else {"text_encoder": None})
+    )
     return pipeline.to(chosen_device)
 
 

@@ -27,9 +27,6 @@ class Preview:
     pixels: torch.Tensor
     """(B, F, 3, H, W) in [-1, 1], not rounded."""
 
-    prompt: str | list[str] | None
-    """What the preview was made from; None if it is not known."""
-
     generator: torch.Generator
     """Source of Stage II's randomness."""
 

@@ -72,6 +72,12 @@ class PreviewSettings:
     final_width: int | None = None
     """Width of the video that the preview was made for."""
 
+    original_prompt: str | None = None
+    """The prompt before it was refined, see `flashvideo.refine`; None if it was not."""
+
+    refined_by: str | None = None
+    """The model that refined it."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreviewState:
@@ -214,10 +220,9 @@ def read_preview(
 
 
 def _read_settings(path: Path, stored: dict[str, Any]) -> PreviewSettings:
-    known = {field.name for field in dataclasses.fields(PreviewSettings)}
-    # Files of before the final size was noted are of previews whose size alone told it.
-    if set(stored) | {"final_height", "final_width"} != known:
-        raise ValueError(
-            f"{path} holds other settings than this version knows: {sorted(set(stored) ^ known)}"
-        )
+    fields = dataclasses.fields(PreviewSettings)
+    known = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if wrong := (set(stored) - known) | (required - set(stored)):
+        raise ValueError(f"{path} holds other settings than this version knows: {sorted(wrong)}")
     return PreviewSettings(**{**stored, "prompts": tuple(stored["prompts"])})

@@ -21,11 +21,14 @@ from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.inputs import (
     check_callback_inputs,
     check_count,
+    check_embeds_tensor,
     check_generator,
     check_guidance,
     check_output_type,
     check_prompt,
     generator_or_fresh,
+    log_negative_prompt,
+    log_prompt_limits,
     or_default,
 )
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
@@ -39,7 +42,7 @@ from flashvideo.vae import decode_latents
 class FlashVideoStage1Pipeline(StagePipeline):
     """Makes the preview: a small video from a prompt.
 
-    There is no negative prompt: the models are guided against an embedding of zeros, so it would have no effect.
+    A negative prompt has no effect: the models are guided against an embedding of zeros.
 
     Args:
         tokenizer: Tokenizer of the text encoder; may be None if only `prompt_embeds` are used.
@@ -100,6 +103,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             )
         if prompt is not None:
             check_prompt(prompt)
+        check_embeds_tensor(prompt_embeds)
         for name, value in (("height", height), ("width", width), ("num_frames", num_frames)):
             check_count(name, value)
         check_count("num_inference_steps", num_inference_steps)
@@ -126,9 +130,15 @@ class FlashVideoStage1Pipeline(StagePipeline):
 
         Returns:
             Embeddings (B, L, D) in the transformer's dtype.
+
+        Raises:
+            ValueError: If the pipeline was made without a text encoder.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return self.embed(prompts, self.preset.stage1.max_text_tokens)
+        max_text_tokens = self.preset.stage1.max_text_tokens
+        embeds = self.embed(prompts, max_text_tokens)
+        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=max_text_tokens)
+        return embeds
 
     def prepare_latents(
         self,
@@ -232,6 +242,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
+        negative_prompt: str | list[str] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -250,6 +261,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             generator: Source of all randomness; a fresh one if None.
             latents: The initial noise (B, f, C, h, w), instead of a draw.
             prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
+            negative_prompt: Has no effect on these models, and is answered with a warning that says so.
             output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1], or `"latent"`.
             return_dict: Whether to return a `FlashVideoStage1Output` rather than a tuple.
             callback_on_step_end: `(pipeline, step, timestep, tensors) -> tensors to replace`, after each step.
@@ -280,6 +292,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         log_untrained_preview(num_frames, height, width, preset=self.preset)
+        log_negative_prompt(negative_prompt)
         self._interrupt = False
         generator = generator_or_fresh(generator)
         if prompt is not None:

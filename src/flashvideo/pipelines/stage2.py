@@ -27,10 +27,15 @@ from flashvideo.pipelines.consistency import keep_consistent
 from flashvideo.pipelines.euler import start_euler
 from flashvideo.pipelines.inputs import (
     check_callback_inputs,
+    check_embeds_tensor,
     check_generator,
     check_output_type,
     check_prompt,
+    check_prompt_prefix,
     generator_or_fresh,
+    log_negative_prompt,
+    log_prompt_limits,
+    or_default,
     peek,
     to_pixels,
 )
@@ -86,6 +91,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         *,
         generator: torch.Generator | None = None,
         prompt_embeds: torch.Tensor | None = None,
+        prompt_prefix: str | None = None,
         output_type: str = "pil",
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> None:
@@ -98,31 +104,59 @@ class FlashVideoEnhancePipeline(StagePipeline):
             raise ValueError("pass prompt or prompt_embeds or neither, got both")
         if prompt is not None:
             check_prompt(prompt)
+        check_embeds_tensor(prompt_embeds)
         given = prompt_embeds if prompt_embeds is not None else prompt
         if given is not None and not isinstance(given, str) and len(given) not in (1, batch_size):
             raise ValueError(
                 f"prompt must be one for all clips or one per clip, got {len(given)} for {batch_size}"
             )
+        check_prompt_prefix(prompt_prefix, has_prompt=prompt is not None)
         check_generator(generator)
         check_output_type(output_type)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
-    def encode_prompt(self, prompt: str | Sequence[str] | None, batch_size: int) -> torch.Tensor | None:
-        """Encodes prompts with the model's prefix; words that it does not know, and what does not fit, are logged.
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        batch_size: int,
+        *,
+        prompt_prefix: str | None = None,
+    ) -> torch.Tensor | None:
+        """Encodes prompts with their prefix; words that the model does not know, and what does not fit, are logged.
 
         Args:
             prompt: One prompt for all clips, one per clip, or None for no text.
             batch_size: B.
+            prompt_prefix: Goes before each prompt, without a space; the model's own if None.
 
         Returns:
             Embeddings (B, L, D) in the transformer's dtype; None for no text.
+
+        Raises:
+            ValueError: If the pipeline was made without a text encoder.
         """
         if prompt is None:
             return None
         defaults = self.preset.stage2
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        prefixed = [with_prefix(one, defaults.prompt_prefix) for one in prompts]
-        return self.embed(prefixed, defaults.max_text_tokens).expand(batch_size, -1, -1)
+        prefix = or_default(prompt_prefix, defaults.prompt_prefix)
+        embeds = self.embed([with_prefix(one, prefix) for one in prompts], defaults.max_text_tokens)
+        log_prompt_limits(prompts, self.tokenizer, max_text_tokens=defaults.max_text_tokens, prefix=prefix)
+        return embeds.expand(batch_size, -1, -1)
+
+    def text_embeds(
+        self,
+        prompt: str | Sequence[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        batch_size: int,
+        *,
+        prompt_prefix: str | None = None,
+    ) -> torch.Tensor | None:
+        """Returns embeddings (B, L, D): those given, or the prompt's as `encode_prompt` makes them."""
+        if prompt_embeds is None:
+            return self.encode_prompt(prompt, batch_size, prompt_prefix=prompt_prefix)
+        prompt_embeds = prompt_embeds.to(self._execution_device, self.transformer.dtype)
+        return prompt_embeds.expand(batch_size, -1, -1)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns the next height and width that the models take: multiples of VAE compression times patch size."""
@@ -370,8 +404,10 @@ class FlashVideoEnhancePipeline(StagePipeline):
         frames: Iterable[torch.Tensor],
         prompt: str | None = None,
         *,
+        prompt_prefix: str | None = None,
         settings: EnhanceSettings | None = None,
         generator: torch.Generator | None = None,
+        prompt_embeds: torch.Tensor | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Iterator[torch.Tensor]:
@@ -383,8 +419,10 @@ class FlashVideoEnhancePipeline(StagePipeline):
         Args:
             frames: F frames (3, h, w) of one size, in [-1, 1].
             prompt: What the video shows; None for no text, and then no guidance.
+            prompt_prefix: Goes before the prompt, without a space, such as "medium motion,"; the model's own if None.
             settings: From `complete_settings`; the model's defaults for the size of the first frame if None.
             generator: Source of all randomness; a fresh one if None.
+            prompt_embeds: Text embeddings (1, L, D) instead of a prompt.
             callback_on_step_end: Called after each step of each window.
             callback_on_step_end_tensor_inputs: What the callback gets.
 
@@ -399,6 +437,8 @@ class FlashVideoEnhancePipeline(StagePipeline):
             prompt,
             batch_size=1,
             generator=generator,
+            prompt_embeds=prompt_embeds,
+            prompt_prefix=prompt_prefix,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         if settings is None:
@@ -406,7 +446,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         self._interrupt = False
         windows = self.enhance_windows(
             (frame[None] for frame in frames),
-            self.encode_prompt(prompt, batch_size=1),
+            self.text_embeds(prompt, prompt_embeds, 1, prompt_prefix=prompt_prefix),
             settings,
             generator=generator_or_fresh(generator),
             callback_on_step_end=callback_on_step_end,
@@ -420,6 +460,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         video: torch.Tensor | Sequence[Any],
         prompt: str | list[str] | None = None,
         *,
+        prompt_prefix: str | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -432,6 +473,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         reference_rounding: bool = False,
         generator: torch.Generator | None = None,
         prompt_embeds: torch.Tensor | None = None,
+        negative_prompt: str | list[str] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -442,6 +484,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
         Args:
             video: Pixels (B, F, 3, h, w) or (F, 3, h, w) in [-1, 1], or a list of frames as in `to_pixels`.
             prompt: What the video shows, one for all clips or one per clip; None for no text, and then no guidance.
+            prompt_prefix: Goes before each prompt, without a space, such as "medium motion,"; the model's own if None.
             height: Target height, any; None together with `width` enlarges by the model's own factor.
             width: Target width.
             num_inference_steps: Euler steps.
@@ -456,6 +499,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
                 to repeat its results; exact otherwise.
             generator: Source of all randomness; a fresh one if None.
             prompt_embeds: Text embeddings (B, L, D) instead of a prompt.
+            negative_prompt: Has no effect on these models, and is answered with a warning that says so.
             output_type: `"pil"`, `"np"` in [0, 1], `"pt"` in [-1, 1] on the CPU; `"latent"` for a single window.
             return_dict: Whether to return a `FlashVideoEnhanceOutput` rather than a tuple.
             callback_on_step_end: `(pipeline, step, timestep, tensors) -> tensors to replace`, after each step.
@@ -474,6 +518,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
             batch_size,
             generator=generator,
             prompt_embeds=prompt_embeds,
+            prompt_prefix=prompt_prefix,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
@@ -494,14 +539,10 @@ class FlashVideoEnhancePipeline(StagePipeline):
         )
         if output_type == "latent":
             settings.check_one_window(num_frames)
-        if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompt, batch_size)
-        else:
-            prompt_embeds = prompt_embeds.to(self._execution_device, self.transformer.dtype)
-            prompt_embeds = prompt_embeds.expand(batch_size, -1, -1)
+        log_negative_prompt(negative_prompt)
         frames = self.enhance(
             pixels,
-            prompt_embeds,
+            self.text_embeds(prompt, prompt_embeds, batch_size, prompt_prefix=prompt_prefix),
             settings,
             generator=generator_or_fresh(generator),
             output_type=output_type,

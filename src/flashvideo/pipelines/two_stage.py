@@ -20,12 +20,15 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flashvideo import __version__
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback
+from flashvideo.pipelines.embeds import PromptEmbeds, text_encoder_id
 from flashvideo.pipelines.inputs import (
     check_count,
     check_generator,
     check_output_type,
     check_prompt,
+    check_prompt_prefix,
     generator_or_fresh,
+    log_negative_prompt,
     or_default,
     read_preset,
 )
@@ -46,6 +49,7 @@ from flashvideo.pipelines.sizes import (
 )
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
+from flashvideo.pipelines.two_stage_text import check_text, embed_for_stages, prepare_text
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.shapes import vae_factors
@@ -57,11 +61,11 @@ logger = logging.getLogger(__name__)
 class FlashVideoPipeline(DiffusionPipeline):
     """From a prompt to the final video, in two stages.
 
-    There is no negative prompt: the models are guided against an embedding of zeros, so it would have no effect.
+    A negative prompt has no effect: the models are guided against an embedding of zeros.
 
     Args:
-        tokenizer: Tokenizer of the text encoder.
-        text_encoder: T5 encoder of both stages.
+        tokenizer: Tokenizer of the text encoder; may be None if only `prompt_embeds` are used.
+        text_encoder: T5 encoder of both stages; may be None likewise.
         vae: VAE of both stages.
         stage1_transformer: Makes the preview.
         stage1_scheduler: Sampler of Stage I.
@@ -78,12 +82,13 @@ class FlashVideoPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->stage1_transformer->vae->stage2_transformer"
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: T5EncoderModel | None,
         vae: AutoencoderKLCogVideoX,
         stage1_transformer: FlashVideoTransformer3DModel,
         stage1_scheduler: FlashVideoScheduler,
@@ -164,6 +169,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         preview_only: bool,
         generator: torch.Generator | None,
         output_type: str,
+        prompt_prefix: str | None = None,
+        prompt_embeds: PromptEmbeds | None = None,
         **stage1_arguments: object,
     ) -> None:
         """Checks the arguments of a call that concern both stages; each stage checks its own.
@@ -174,6 +181,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             preview_only: Whether to stop at the preview.
             generator: The call's generator.
             output_type: The call's output type.
+            prompt_prefix: The call's prefix.
+            prompt_embeds: The call's embeddings.
             stage1_arguments: Arguments that only Stage I takes; None where they were not given.
 
         Raises:
@@ -181,11 +190,13 @@ class FlashVideoPipeline(DiffusionPipeline):
         """
         check_generator(generator)
         check_output_type(output_type)
+        check_text(self, prompt, source, prompt_prefix=prompt_prefix, prompt_embeds=prompt_embeds)
         if source is None:
-            check_prompt(prompt)
             return
         num_clips = len(source.latents) if isinstance(source, PreviewState) else len(source)
-        self.stage2.check_inputs(prompt, num_clips)
+        self.stage2.check_inputs(
+            prompt, num_clips, prompt_embeds=None if prompt_embeds is None else prompt_embeds.stage2
+        )
         if preview_only:
             raise ValueError("preview_only makes a preview and preview is one already; drop one of the two")
         given = [name for name, value in stage1_arguments.items() if value is not None]
@@ -200,12 +211,45 @@ class FlashVideoPipeline(DiffusionPipeline):
                 "load that model, or continue from the preview's pixels"
             )
 
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | Sequence[str], *, prompt_prefix: str | None = None) -> PromptEmbeds:
+        """Encodes prompts for both stages, to be kept or to go on without the text encoder.
+
+        Passing the result as `prompt_embeds` gives, bit for bit, what passing the prompt gives. Words that the model
+        does not know, and what does not fit, are logged.
+
+        Args:
+            prompt: One prompt or B prompts.
+            prompt_prefix: Goes before each prompt at Stage II, without a space; the model's own if None.
+
+        Returns:
+            The embeddings of both stages, in their transformers' dtypes.
+
+        Raises:
+            ValueError: If a prompt is empty, or the pipeline has no text encoder.
+        """
+        check_prompt(prompt)
+        check_prompt_prefix(prompt_prefix, has_prompt=True)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        stage1, stage2 = embed_for_stages(self, prompts, prompt_prefix=prompt_prefix)
+        assert stage1 is not None
+        assert stage2 is not None
+        return PromptEmbeds(
+            stage1=stage1,
+            stage2=stage2,
+            prompts=tuple(prompts),
+            prompt_prefix=or_default(prompt_prefix, self.preset.stage2.prompt_prefix),
+            model=self.preset.name,
+            text_encoder=text_encoder_id(self.text_encoder, self.tokenizer),
+        )
+
     def make_preview(
         self,
-        prompt: str | list[str],
+        prompt: str | Sequence[str],
         shape: tuple[int, int, int],
         *,
         final: tuple[int, int] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str | None = None,
@@ -219,6 +263,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             prompt: One prompt or B prompts.
             shape: Frames, height and width of the preview.
             final: Height and width of the video that the preview is for, which it notes; the model's own if None.
+            prompt_embeds: Stage I's embeddings (B, L, D) of the prompt; made here if None.
             num_inference_steps: Steps of Stage I; the preset's if None, as for all that follow.
             guidance_scale: Guidance scale of Stage I.
             guidance_schedule: Guidance schedule of Stage I.
@@ -245,7 +290,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             final_width=None if final is None else final[1],
         )
         result = self.stage1(
-            prompt,
+            list(settings.prompts) if prompt_embeds is None else None,
+            prompt_embeds=prompt_embeds,
             num_frames=settings.num_frames,
             height=settings.height,
             width=settings.width,
@@ -267,9 +313,7 @@ class FlashVideoPipeline(DiffusionPipeline):
                 generator_device=generator.device.type,
                 settings=settings,
             )
-        return Preview(
-            pixels=result.frames, prompt=prompt, generator=generator, latents=result.latents, state=state
-        )
+        return Preview(pixels=result.frames, generator=generator, latents=result.latents, state=state)
 
     def open_preview(
         self, source: PreviewState | torch.Tensor, generator: torch.Generator | None = None
@@ -284,20 +328,13 @@ class FlashVideoPipeline(DiffusionPipeline):
             The preview.
         """
         if isinstance(source, torch.Tensor):
-            return Preview(
-                pixels=source,
-                prompt=None,
-                generator=generator_or_fresh(generator),
-                latents=None,
-                state=None,
-            )
+            return Preview(pixels=source, generator=generator_or_fresh(generator), latents=None, state=None)
         if generator is not None:
             logger.info(
                 "the given generator replaces the preview's own: the detail differs from an unbroken run"
             )
         return Preview(
             pixels=self.stage1.decode_latents(source.latents.to(self._execution_device)),
-            prompt=list(source.settings.prompts),
             generator=source.generator() if generator is None else generator,
             latents=source.latents,
             state=source,
@@ -373,6 +410,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         self,
         prompt: str | list[str] | None = None,
         *,
+        prompt_prefix: str | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -388,6 +426,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         tiling: Tiling | None = None,
         reference_rounding: bool = False,
         generator: torch.Generator | None = None,
+        prompt_embeds: PromptEmbeds | None = None,
+        negative_prompt: str | list[str] | None = None,
         preview: PreviewState | str | os.PathLike[str] | torch.Tensor | Sequence[Any] | None = None,
         preview_only: bool = False,
         output_type: str = "pil",
@@ -400,6 +440,8 @@ class FlashVideoPipeline(DiffusionPipeline):
 
         Args:
             prompt: One prompt or B prompts. With `preview`, a new prompt for Stage II; the preview's own if None.
+            prompt_prefix: Goes before each prompt at Stage II, without a space, such as "medium motion,"; the model's
+                own if None.
             height: Height of the final video, any; Stage II works at that of the preview enlarged, and the middle is
                 kept. `named_size("1080p")` gives both by a name. None for the model's own, or the preview's.
             width: Width of the final video.
@@ -418,6 +460,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             reference_rounding: Whether Stage II's time grid and noise step are rounded as in a bfloat16 run of the
                 released code, to repeat its results; exact otherwise.
             generator: Source of all randomness; a fresh one if None.
+            prompt_embeds: What `encode_prompt` made, instead of a prompt; no text encoder is needed then.
+            negative_prompt: Has no effect on these models, and is answered with a warning that says so.
             preview: Continue from this: a `PreviewState`, its file, a preview video beside which that file lies, any
                 other video file, or pixels (B, F, 3, H, W).
             preview_only: Stop after Stage I.
@@ -440,6 +484,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             preview_only=preview_only,
             generator=generator,
             output_type=output_type,
+            prompt_prefix=prompt_prefix,
+            prompt_embeds=prompt_embeds,
             num_frames=num_frames,
             stage1_num_inference_steps=stage1_num_inference_steps,
             stage1_guidance_scale=stage1_guidance_scale,
@@ -468,14 +514,23 @@ class FlashVideoPipeline(DiffusionPipeline):
         )
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
+        log_negative_prompt(negative_prompt)
         self._interrupt, timings = False, {}
         started = time.perf_counter()
+        prompts, stage1_embeds, stage2_embeds = prepare_text(
+            self,
+            prompt,
+            source,
+            prompt_prefix=prompt_prefix,
+            prompt_embeds=prompt_embeds,
+            preview_only=preview_only,
+        )
         if source is None:
-            assert prompt is not None
             made = self.make_preview(
-                prompt,
+                prompts,
                 preview_shape,
                 final=(height, width),
+                prompt_embeds=stage1_embeds,
                 num_inference_steps=stage1_num_inference_steps,
                 guidance_scale=stage1_guidance_scale,
                 guidance_schedule=stage1_guidance_schedule,
@@ -484,14 +539,14 @@ class FlashVideoPipeline(DiffusionPipeline):
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )
             timings["stage1"] = self.seconds_since(started)
+            started = time.perf_counter()
         else:
             made = self.open_preview(source, generator)
-        frames, started = None, time.perf_counter()
+        frames = None
         if not preview_only and not self.interrupt:
-            stage2 = self.stage2
-            frames = stage2.enhance(
+            frames = self.stage2.enhance(
                 made.pixels,
-                stage2.encode_prompt(or_default(prompt, made.prompt), len(made.pixels)),
+                None if stage2_embeds is None else stage2_embeds.expand(len(made.pixels), -1, -1),
                 settings,
                 generator=made.generator,
                 output_type=output_type,
