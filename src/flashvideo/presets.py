@@ -9,6 +9,20 @@ from typing import Any, Self
 NUM_TRAIN_TIMESTEPS = 1000
 """Length of the noise schedule and range of the network's time input, from CogVideoX."""
 
+RELEASED_REPOSITORY = "FoundationVision/FlashVideo"
+"""Repository of the authors' released weights on the Hugging Face Hub."""
+
+RELEASED_FILES: Mapping[str, str] = MappingProxyType(
+    {"stage1": "stage1.pt", "stage2": "stage2.pt", "vae": "3d-vae.pt"}
+)
+"""Their files by what they hold; the text encoder is not among them."""
+
+TEXT_ENCODER_REPOSITORY = "zai-org/CogVideoX-2b"
+"""Where the released models' text encoder and tokenizer (T5-v1.1-XXL) lie, in folders of those names."""
+
+COGVIDEOX_GUIDANCE_SCALE = 6.0
+"""Constant guidance scale of CogVideoX-2B and 5B, which as Stage I have no preset of their own."""
+
 GUIDANCE_SCHEDULES = ("constant", "reference")
 """Names that `flashvideo.schedule.guidance_scale_at` knows."""
 

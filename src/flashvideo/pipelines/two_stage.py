@@ -11,7 +11,8 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -20,6 +21,9 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flashvideo import __version__
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback
+from flashvideo.pipelines.cogvideox import cogvideox_components
+from flashvideo.pipelines.folders import model_folder
+from flashvideo.pipelines.hub import check_pipeline
 from flashvideo.pipelines.inputs import (
     check_count,
     check_generator,
@@ -59,8 +63,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         vae: VAE of both stages.
         stage1_transformer: Makes the preview.
         stage1_scheduler: Sampler of Stage I.
-        stage2_transformer: Enhances the preview.
-        stage2_scheduler: Euler's method of Stage II.
+        stage2_transformer: Enhances the preview; None for a model that makes previews only, such as CogVideoX.
+        stage2_scheduler: Euler's method of Stage II; None likewise.
         preset: Defaults and constants of the model, or their `to_dict()`; stored in `model_index.json`.
 
     Example:
@@ -73,6 +77,7 @@ class FlashVideoPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->stage1_transformer->vae->stage2_transformer"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+    _optional_components: ClassVar[list[str]] = ["stage2_transformer", "stage2_scheduler"]
 
     def __init__(
         self,
@@ -81,8 +86,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         vae: AutoencoderKLCogVideoX,
         stage1_transformer: FlashVideoTransformer3DModel,
         stage1_scheduler: FlashVideoScheduler,
-        stage2_transformer: FlashVideoTransformer3DModel,
-        stage2_scheduler: FlowMatchEulerDiscreteScheduler,
+        stage2_transformer: FlashVideoTransformer3DModel | None = None,
+        stage2_scheduler: FlowMatchEulerDiscreteScheduler | None = None,
         preset: Mapping[str, Any] | Preset | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +102,43 @@ class FlashVideoPipeline(DiffusionPipeline):
         )
         self.register_to_config(preset=read_preset(preset).to_dict())
         self._interrupt = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        text_encoder_source: str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Loads a model by its name, its folder, or its repository on the hub, see `load_pipeline`.
+
+        Args:
+            pretrained_model_name_or_path: As `model` of `flashvideo.pipelines.folders.model_folder`.
+            revision: Branch, tag or commit of a repository.
+            text_encoder_source: Repository or folder of the text encoder, for released checkpoints.
+            kwargs: Passed on to diffusers, for example `dtype` or components to use instead of the stored ones.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ValueError: If the model cannot be had, or is of another pipeline.
+        """
+        given = pretrained_model_name_or_path
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        folder = model_folder(
+            given if isinstance(given, str) else Path(given),
+            revision=revision,
+            text_encoder=text_encoder_source,
+            dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        )
+        if check_pipeline(folder, str(given)) != cls.__name__:
+            components = {name: value for name, value in kwargs.items() if not name.endswith("dtype")}
+            return cls(**cogvideox_components(folder, dtype=dtype) | components)
+        pipeline: Self = super().from_pretrained(folder, **kwargs)
+        return pipeline
 
     @property
     def preset(self) -> Preset:
@@ -124,7 +166,12 @@ class FlashVideoPipeline(DiffusionPipeline):
 
     @property
     def stage2(self) -> FlashVideoEnhancePipeline:
-        """Stage II alone, from the components that this pipeline has now; made anew at each access."""
+        """Stage II alone, from the components that this pipeline has now; made anew at each access.
+
+        Raises:
+            ValueError: If the model has no Stage II.
+        """
+        self.check_has_stage2()
         pipeline = FlashVideoEnhancePipeline(
             tokenizer=self.tokenizer,
             text_encoder=self.text_encoder,
@@ -147,10 +194,22 @@ class FlashVideoPipeline(DiffusionPipeline):
         _, spatial = vae_factors(self.vae.config)
         multiple = spatial * self.stage1_transformer.config.patch_size
         size = preview_size(height, width, preset=self.preset, multiple=multiple)
-        check_size(
-            height, width, vae_config=self.vae.config, patch_size=self.stage2_transformer.config.patch_size
-        )
+        if self.stage2_transformer is not None:
+            patch_size = self.stage2_transformer.config.patch_size
+            check_size(height, width, vae_config=self.vae.config, patch_size=patch_size)
         return size
+
+    def check_has_stage2(self) -> None:
+        """Checks that the model is more than a Stage I.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if self.stage2_transformer is None:
+            raise ValueError(
+                f"the model {self.preset.name!r} has only Stage I: stop at the preview (preview_only=True, "
+                "--preview-only), or use it as the Stage I of a model that has both (stage1=, --stage1)"
+            )
 
     def check_inputs(
         self,
@@ -177,6 +236,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         """
         check_generator(generator)
         check_output_type(output_type)
+        if not preview_only:
+            self.check_has_stage2()
         if source is None:
             check_prompt(prompt)
             return
