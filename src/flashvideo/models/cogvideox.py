@@ -1,8 +1,8 @@
 """CogVideoX-2B and 5B transformers as diffusers stores them -> our transformer.
 
-Stage I of the paper is CogVideoX-5B, Stage II started from CogVideoX-2B with its absolute position embedding replaced by
-3D RoPE (sections 3.1 and 3.2). Parameter names are the same; the config's names differ in part. Of CogVideoX's relatives
-version 1.5 and the image-to-video models compute something else, and are refused.
+Stage I of the paper is CogVideoX-5B; Stage II started from CogVideoX-2B, its absolute position embedding replaced by
+3D RoPE (sections 3.1 and 3.2). Parameters have the same names, the config has others in part. Version 1.5 and the
+image-to-video models compute something else, and are refused.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
         size, expected = path.stat().st_size, listing.files[name]
         if expected is not None and size != expected:
             raise ValueError(
-                f"{name} of {repo} must have {expected} bytes, but {path.resolve()} has {size}; delete it and start again"
+                f"{name} of {repo} has {expected} bytes, but {path.resolve()} has {size}; delete it and start again"
             )
         folder = path.parents[name.count("/")]
     assert folder is not None
