@@ -12,10 +12,8 @@ NUM_TRAIN_TIMESTEPS = 1000
 RELEASED_REPOSITORY = "FoundationVision/FlashVideo"
 """Repository of the authors' released weights on the Hugging Face Hub."""
 
-RELEASED_FILES: Mapping[str, str] = MappingProxyType(
-    {"stage1": "stage1.pt", "stage2": "stage2.pt", "vae": "3d-vae.pt"}
-)
-"""Their files by what they hold; the text encoder is not among them."""
+RELEASED_FILES = ("stage1.pt", "stage2.pt", "3d-vae.pt")
+"""Its files: the transformers of both stages and the VAE; the text encoder is not among them."""
 
 TEXT_ENCODER_REPOSITORY = "zai-org/CogVideoX-2b"
 """Where the released models' text encoder and tokenizer (T5-v1.1-XXL) lie, in folders of those names."""

@@ -15,14 +15,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
+from tqdm import tqdm
 
 from flashvideo.pipelines.cache import CACHE_VARIABLE, INDEX, cache_folder, file_name, make_once
 from flashvideo.pipelines.hub_errors import HubUnreachableError, check_free_space, explained, writing
-from flashvideo.pipelines.released import ReleasedFiles, convert_released
 from flashvideo.presets import RELEASED_FILES, TEXT_ENCODER_REPOSITORY
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,10 @@ def fetch_model(
             raise ValueError(f"text_encoder is for released checkpoints, but {repo} has its own; drop it")
         check_pipeline(download(listing, [INDEX]), repo)
         return download(listing, [name for name in listing.files if _LOADED.fullmatch(name)])
-    missing = [name for name in RELEASED_FILES.values() if name not in listing.files]
+    missing = [name for name in RELEASED_FILES if name not in listing.files]
     if missing:
         raise ValueError(
-            f"{repo} must hold {INDEX}, as diffusers writes it, or {', '.join(RELEASED_FILES.values())}, as the "
+            f"{repo} must hold {INDEX}, as diffusers writes it, or {', '.join(RELEASED_FILES)}, as the "
             f"authors released them, but it lacks {INDEX} and {', '.join(missing)}"
         )
     return _converted(listing, text_encoder or TEXT_ENCODER_REPOSITORY, dtype)
@@ -218,21 +219,18 @@ def _converted(listing: Listing, text_encoder: str | Path, dtype: torch.dtype | 
     folder = cache_folder() / "--".join(parts)
 
     def make(output: Path) -> None:
-        names = RELEASED_FILES
-        checkpoints = download(listing, names.values())
+        # Here and not above: what converts knows the pipeline, and the pipeline knows this module.
+        from flashvideo.pipelines.released import ReleasedFiles, convert_released
+
+        checkpoints = download(listing, RELEASED_FILES)
         text = fetch_text_encoder(text_encoder)
-        # As large as what it is made from: an upper limit for the usual case, in which dtypes only become shorter.
-        num_bytes = sum(listing.files[name] or 0 for name in names.values()) + _folder_bytes(text)
-        what = f"{listing.repo}, converted,"
-        check_free_space(cache_folder(), num_bytes, what, variable=CACHE_VARIABLE)
         logger.warning("converting %s into %s, once; this takes a while", listing.repo, folder)
-        with writing(what, cache_folder(), variable=CACHE_VARIABLE):
-            convert_released(
-                ReleasedFiles(**{part: checkpoints / name for part, name in names.items()}),
-                output,
-                text_encoder=text,
-                dtype=dtype,
-            )
+        with (
+            writing(f"{listing.repo}, converted,", cache_folder(), variable=CACHE_VARIABLE),
+            _ConversionProgress() as progress,
+        ):
+            files = ReleasedFiles.find(checkpoints)
+            convert_released(files, output, text_encoder=text, dtype=dtype, on_progress=progress)
 
     return make_once(folder, make, what=f"{listing.repo} in {kind}")
 
@@ -255,11 +253,13 @@ def fetch_text_encoder(source: str | Path) -> Path:
         return folder
     listing = look_up(source)
     inside = [name for name in listing.files if name.startswith(tuple(f"{part}/" for part in TEXT_FOLDERS))]
-    names = [name for name in inside or listing.files if _LOADED.fullmatch(name)]
+    candidates = inside or list(listing.files)
+    names = [name for name in candidates if _LOADED.fullmatch(name)]
     if not any(name.endswith(".safetensors") for name in names):
+        names += [name for name in candidates if name.endswith(".bin")]
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise ValueError(
-            f"{source} must hold a text encoder as safetensors, got none; "
-            f"use {TEXT_ENCODER_REPOSITORY} or a folder that has one"
+            f"{source} must hold the weights of a text encoder, got none; use {TEXT_ENCODER_REPOSITORY}"
         )
     return download(listing, names)
 
@@ -274,5 +274,19 @@ def _text_name(source: str | Path) -> str:
     return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:12]
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+class _ConversionProgress:
+    """A progress bar over the bytes written, on a terminal only, as those of the downloads."""
+
+    def __init__(self) -> None:
+        self._bar: Any = tqdm(desc="converting", unit="B", unit_scale=True, disable=None)
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.set_description(f"converting {part}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()

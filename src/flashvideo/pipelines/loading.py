@@ -124,7 +124,7 @@ def _load_with_stage1(folder: Path, stage1: str | Path, dtype: torch.dtype) -> F
             raise ValueError(f"stage1 must be a {PIPELINES[1]} for a {PIPELINES[0]}, but {name} is a {found}")
     check_stage1_fits(folder, other)
     components = stage1_components(other, dtype=dtype)
-    pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=dtype, **components)
+    pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=dtype, stage1_lora=None, **components)
     preset = preset_with_stage1(pipeline.preset, cogvideox_preset(other))
     pipeline.register_to_config(preset=preset.to_dict())
     return pipeline

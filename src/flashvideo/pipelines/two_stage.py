@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerD
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo import __version__
+from flashvideo.models.lora import ADAPTER_NAME, load_adapter
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback
 from flashvideo.pipelines.cogvideox import cogvideox_components
@@ -51,6 +52,9 @@ from flashvideo.vae import Tiling
 
 logger = logging.getLogger(__name__)
 
+STAGE1_LORA_FOLDER = "stage1_lora"
+"""Folder of a LoRA that is kept beside Stage I's weights."""
+
 
 class FlashVideoPipeline(DiffusionPipeline):
     """From a prompt to the final video, in two stages.
@@ -66,6 +70,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         stage2_transformer: Enhances the preview; None for a model that makes previews only, such as CogVideoX.
         stage2_scheduler: Euler's method of Stage II; None likewise.
         preset: Defaults and constants of the model, or their `to_dict()`; stored in `model_index.json`.
+        stage1_lora: Folder inside the model's folder with a LoRA of Stage I, which `from_pretrained` applies.
 
     Example:
         >>> from diffusers.utils import export_to_video
@@ -76,19 +81,25 @@ class FlashVideoPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->stage1_transformer->vae->stage2_transformer"
+    _optional_components: ClassVar[list[str]] = [
+        "tokenizer",
+        "text_encoder",
+        "stage2_transformer",
+        "stage2_scheduler",
+    ]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
-    _optional_components: ClassVar[list[str]] = ["stage2_transformer", "stage2_scheduler"]
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: T5EncoderModel | None,
         vae: AutoencoderKLCogVideoX,
         stage1_transformer: FlashVideoTransformer3DModel,
         stage1_scheduler: FlashVideoScheduler,
         stage2_transformer: FlashVideoTransformer3DModel | None = None,
         stage2_scheduler: FlowMatchEulerDiscreteScheduler | None = None,
         preset: Mapping[str, Any] | Preset | None = None,
+        stage1_lora: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -100,7 +111,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             stage2_transformer=stage2_transformer,
             stage2_scheduler=stage2_scheduler,
         )
-        self.register_to_config(preset=read_preset(preset).to_dict())
+        self.register_to_config(preset=read_preset(preset).to_dict(), stage1_lora=stage1_lora)
         self._interrupt = False
 
     @classmethod
@@ -112,19 +123,20 @@ class FlashVideoPipeline(DiffusionPipeline):
         text_encoder_source: str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Loads a model by its name, its folder, or its repository on the hub, see `load_pipeline`.
+        """Loads a model by its name, its folder or its repository, and puts Stage I's LoRA on where it is kept apart.
 
         Args:
             pretrained_model_name_or_path: As `model` of `flashvideo.pipelines.folders.model_folder`.
             revision: Branch, tag or commit of a repository.
             text_encoder_source: Repository or folder of the text encoder, for released checkpoints.
-            kwargs: Passed on to diffusers, for example `dtype` or components to use instead of the stored ones.
+            kwargs: Those of `DiffusionPipeline.from_pretrained`; `stage1_lora=None` leaves the LoRA out.
 
         Returns:
             The pipeline.
 
         Raises:
-            ValueError: If the model cannot be had, or is of another pipeline.
+            ValueError: If the model cannot be had, is of another pipeline, or its LoRA is missing.
+            ImportError: If there is one and peft is not installed.
         """
         given = pretrained_model_name_or_path
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
@@ -138,7 +150,32 @@ class FlashVideoPipeline(DiffusionPipeline):
             components = {name: value for name, value in kwargs.items() if not name.endswith("dtype")}
             return cls(**cogvideox_components(folder, dtype=dtype) | components)
         pipeline: Self = super().from_pretrained(folder, **kwargs)
+        if pipeline.config.stage1_lora is not None and not pipeline.has_lora:
+            load_adapter(pipeline.stage1_transformer, folder / pipeline.config.stage1_lora)
         return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Saves the pipeline as every diffusers pipeline.
+
+        Args:
+            save_directory: The folder to write.
+            kwargs: Those of `DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: If Stage I carries a LoRA, whose branches diffusers would save under names that do not load.
+        """
+        if self.has_lora:
+            raise ValueError(
+                "Stage I carries a LoRA, and saved so it would not load; "
+                "call stage1_transformer.fuse_lora() and stage1_transformer.unload_lora() first"
+            )
+        self.register_to_config(stage1_lora=None)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether the LoRA that `from_pretrained` applies is on Stage I."""
+        return ADAPTER_NAME in getattr(self.stage1_transformer, "peft_config", {})
 
     @property
     def preset(self) -> Preset:

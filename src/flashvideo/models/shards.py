@@ -1,0 +1,135 @@
+"""Weights written tensor by tensor: safetensors shards as diffusers and transformers read them, and torch files.
+
+The headers are written from shapes and dtypes alone, so that never more than one tensor is in memory.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import skip_data
+
+from flashvideo.models.checkpoint import SAFETENSORS_DTYPES
+from flashvideo.models.recipe import State
+
+MAX_SHARD_BYTES = 2 * 10**9
+_DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+Build = Callable[[str], torch.Tensor]
+"""Makes the tensor of a name."""
+
+OnBytes = Callable[[int], None]
+"""Called with the bytes of each tensor that was written."""
+
+
+def write_weights(
+    folder: Path,
+    stem: str,
+    specs: State,
+    build: Build,
+    *,
+    on_bytes: OnBytes,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model's weights: one file, or shards with an index if they are too large for one.
+
+    Args:
+        folder: An existing folder.
+        stem: File name without suffix, "diffusion_pytorch_model" or "model".
+        specs: Name -> tensor without data.
+        build: Makes each tensor, called once per name.
+        on_bytes: Progress.
+        metadata: Texts for the header of each file.
+        max_shard_bytes: Data of a shard at most; a larger tensor has a shard of its own.
+    """
+    split = split_torch_state_dict_into_shards(
+        dict(specs), filename_pattern=stem + "{suffix}.safetensors", max_shard_size=max_shard_bytes
+    )
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: specs[name] for name in names}
+        write_safetensors(folder / file, shard, build, on_bytes=on_bytes, metadata=metadata)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        path = folder / f"{stem}.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_safetensors(
+    path: Path, specs: State, build: Build, *, on_bytes: OnBytes, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one safetensors file, a tensor at a time.
+
+    Args:
+        path: The file.
+        specs: Name -> tensor without data.
+        build: Makes each tensor.
+        on_bytes: Progress.
+        metadata: Texts for the header; "format" is added, without which transformers refuses the file.
+    """
+    # Wide dtypes first keep every tensor aligned to its own width.
+    names = sorted(specs, key=lambda name: (-specs[name].itemsize, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name in names:
+        tensor, start = specs[name], end
+        end += tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _writing(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_bytes_of(build(name), specs[name]))
+            on_bytes(specs[name].nbytes)
+
+
+def write_torch_file(path: Path, root: str, specs: State, build: Build, *, on_bytes: OnBytes) -> None:
+    """Write ``torch.save({root: state_dict})``, a tensor at a time.
+
+    Args:
+        path: The file.
+        root: Key that the state dict lies under.
+        specs: Name -> tensor without data.
+        build: Makes each tensor.
+        on_bytes: Progress.
+    """
+    with FakeTensorMode():
+        empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in specs.items()}
+    with skip_data(materialize_fake_tensors=True):  # leaves room for the data, which follows
+        torch.save({root: empty}, path)
+    room = torch.load(path, map_location="meta", weights_only=True)[root]
+    with _writing(path, "r+b") as file:
+        for name, tensor in room.items():
+            file.seek(tensor.untyped_storage()._checkpoint_offset)
+            file.write(_bytes_of(build(name), specs[name]))
+            on_bytes(tensor.nbytes)
+
+
+def _bytes_of(tensor: torch.Tensor, expected: torch.Tensor) -> memoryview:
+    assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype)
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+@contextmanager
+def _writing(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """Open a file whose bytes have reached the disk when the block ends; errors name it."""
+    try:
+        with path.open(mode) as file:
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None:  # a full disk does not tell what was being written
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
