@@ -1,4 +1,4 @@
-"""A hub of our own on this machine: repositories of toy checkpoints, behind as much of the real one's API as is used."""
+"""A small hub on this machine: repositories of toy checkpoints, behind as much of the real one's API as is used."""
 
 import functools
 import hashlib
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -38,7 +39,9 @@ class ToyHub:
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     cut_at: dict[str, int] = field(default_factory=dict)  # name -> bytes that come of it, as if they were all
-    broken_off: dict[str, int] = field(default_factory=dict)  # name -> bytes after which the connection ends, once
+    broken_off: dict[str, int] = field(
+        default_factory=dict
+    )  # name -> bytes after which the connection ends, once
     seconds_per_chunk: float = 0.0
     silent: bool = False
     requests: list[str] = field(default_factory=list)
@@ -58,10 +61,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Nothing on stderr, where the tests look for sentences."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.respond()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.respond()
 
     def respond(self) -> None:
@@ -163,7 +166,7 @@ def text_folder(golden, tmp_path_factory):
         torch.manual_seed(0)
         config = T5Config(vocab_size=16, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
         T5EncoderModel(config).save_pretrained(folder / "text_encoder")
-    build_word_tokenizer("a red circle moves left".split()).save_pretrained(folder / "tokenizer")
+    build_word_tokenizer(["a", "red", "circle", "moves", "left"]).save_pretrained(folder / "tokenizer")
     return folder
 
 
@@ -208,7 +211,8 @@ def hub(released_files, text_folder, environment, monkeypatch, tmp_path) -> Iter
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 2)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
     monkeypatch.setenv("FLASHVIDEO_CACHE", variables["FLASHVIDEO_CACHE"])
-    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # between its retries
+    impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(file_download, "time", impatient)  # it sleeps between its retries
     yield toy
     server.shutdown()
     server.server_close()

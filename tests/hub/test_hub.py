@@ -215,7 +215,10 @@ def test_a_disk_without_room_is_noticed_before_the_download(hub, monkeypatch):
     ("place", "sentence"),
     [
         ("flashvideo.pipelines.hub.hf_hub_download", r"disk is full, stage1\.pt of .*set HF_HOME"),
-        ("flashvideo.pipelines.released.convert_released", r"disk is full, .*, converted,.*set FLASHVIDEO_CACHE"),
+        (
+            "flashvideo.pipelines.released.convert_released",
+            r"disk is full, .*, converted,.*set FLASHVIDEO_CACHE",
+        ),
     ],
 )
 def test_a_disk_that_fills_up_meanwhile_is_one_sentence_and_leaves_nothing(hub, monkeypatch, place, sentence):
@@ -251,7 +254,9 @@ def test_an_interrupted_conversion_leaves_nothing_and_a_killed_one_is_swept_away
 
 def test_a_word_that_could_be_nothing_is_answered_with_what_could_be_meant(hub):
     for word in ("micro", "a/b/c", "./runs/nano", "-x/y"):
-        with pytest.raises(ValueError, match=r"model must be one of 'nano', 'flashvideo', a folder .* or a repo"):
+        with pytest.raises(
+            ValueError, match=r"model must be one of 'nano', 'flashvideo', a folder .* or a repo"
+        ):
             model_folder(word)
     assert hub.requests == []
 

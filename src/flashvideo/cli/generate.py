@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +93,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="0 to 999: how much of the detail is invented anew",
     )
     shared.add_consistency(settings)
+    parts = parser.add_argument_group("Stage I")
+    parts.add_argument(
+        "--stage1",
+        metavar="DIR|REPO",
+        help="a CogVideoX-2B or 5B to make the preview with, instead of the model's own Stage I",
+    )
+    parts.add_argument(
+        "--lora",
+        dest="loras",
+        action="append",
+        default=[],
+        type=shared.lora,
+        metavar="FILE[:SCALE]",
+        help="a LoRA for CogVideoX to put on Stage I, in safetensors; may be given several times",
+    )
     shared.add_model_options(parser)
     shared.add_prompt_metadata(parser)
     shared.add_progress(parser)
@@ -141,9 +157,9 @@ def check_combination(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is None:
         raise UsageError("generate needs -o OUT for the video")
-    for name in ("preview", "preview_only", "previews", "frames"):
+    for name in ("preview", "preview_only", "previews", "frames", "loras"):
         if getattr(arguments, name):
-            option = "--" + name.replace("_", "-")
+            option = "--" + name.replace("_", "-").removesuffix("s" if name == "loras" else "")
             raise UsageError(
                 f"{option} is of the preview, which --from-preview has already; drop one of the two"
             )
@@ -184,7 +200,9 @@ def check_files(arguments: argparse.Namespace) -> list[Path]:
         check_output(path)
     for path in beside:
         check_output(path, (path.suffix,))
-    inputs = [] if arguments.from_preview is None else [arguments.from_preview]
+    inputs = [path for path, _ in arguments.loras]
+    if arguments.from_preview is not None:
+        inputs.append(arguments.from_preview)
     for path in inputs:
         check_input(path)
     outputs = [] if arguments.preview_only or arguments.previews else [arguments.output]
@@ -203,7 +221,10 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
     from flashvideo.video import probe_video
 
     source = None if arguments.from_preview is None else read_preview(arguments.from_preview)
-    pipeline = open_pipeline(arguments)
+    pipeline = open_pipeline(arguments, stage1=arguments.stage1)
+    put_on_loras(pipeline, arguments.loras)
+    if not (arguments.preview_only or arguments.previews):
+        pipeline.check_has_stage2()
     if arguments.size is not None and source is None:
         check_size(pipeline, *arguments.size)
     frame_rate = Fraction(pipeline.preset.stage1.frame_rate).limit_denominator(1001)
@@ -216,6 +237,25 @@ def prepare(arguments: argparse.Namespace, phases: Phases) -> Generation:
     return Generation(
         arguments=arguments, pipeline=pipeline, source=source, seed=seed, frame_rate=frame_rate, phases=phases
     )
+
+
+def put_on_loras(pipeline: FlashVideoPipeline, loras: Sequence[tuple[Path, float]]) -> None:
+    """Loads LoRAs and sets their scales.
+
+    Raises:
+        ValueError: If one does not fit, or two have the same name.
+    """
+    from flashvideo.pipelines.stage1_lora import adapter_name_of
+
+    scales: dict[str, float] = {}
+    for path, scale in loras:
+        name = adapter_name_of(path)
+        if name in scales:
+            raise ValueError(f"--lora has two files called {name}; rename one of them")
+        pipeline.load_lora_weights(path, adapter_name=name)
+        scales[name] = scale
+    if scales:
+        pipeline.set_lora_scales(scales)
 
 
 def check_size(pipeline: FlashVideoPipeline, width: int, height: int) -> None:

@@ -197,6 +197,7 @@ class Generation:
             shape=shape,
             detail=self.detail_settings(),
             model=self.arguments.model,
+            stage1=self.arguments.stage1,
             prompt=self.arguments.prompt,
             seed=self.seed if shape is not None or preview is None else preview.settings.seed,
             with_prompt=self.arguments.prompt_metadata,
@@ -231,6 +232,9 @@ class Generation:
         words = ["flashvideo", "generate", "--from-preview", str(preview), "-o", str(output)]
         if arguments.model != DEFAULT_MODEL:
             words += ["--model", arguments.model]
+        for name in ("revision", "text_encoder", "stage1"):
+            if (value := getattr(arguments, name)) is not None:
+                words += ["--" + name.replace("_", "-"), value]
         return shlex.join(words)
 
 

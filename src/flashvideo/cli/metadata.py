@@ -22,6 +22,7 @@ def two_stage_metadata(
     shape: tuple[int, ...] | None,
     detail: Mapping[str, Any],
     model: str,
+    stage1: str | None,
     prompt: str | None,
     seed: int | None,
     with_prompt: bool,
@@ -34,6 +35,7 @@ def two_stage_metadata(
         shape: (F, 3, H, W) of the final video; None for the preview's own file.
         detail: The pipeline's arguments for Stage II, None where the model's own apply.
         model: The model's name or folder.
+        stage1: Likewise of the model whose Stage I takes the place of its own, if there is one.
         prompt: The prompt of this command; None if the preview's applies.
         seed: The seed of this command; None if the preview's applies.
         with_prompt: Whether the prompt is part of the description.
@@ -54,6 +56,10 @@ def two_stage_metadata(
             "guidance_scale": made.guidance_scale,
             "guidance_schedule": made.guidance_schedule,
         }
+        if stage1 is not None:
+            settings["stage1"]["model"] = model_label(stage1)
+        if made.loras:
+            settings["stage1"]["loras"] = list(made.loras)
         prompt = made.prompts[0] if prompt is None else prompt
         if with_prompt and prompt != made.prompts[0]:
             settings["stage1"]["prompt"] = made.prompts[0]

@@ -66,6 +66,9 @@ class PreviewSettings:
     guidance_schedule: str
     """Guidance schedule of Stage I."""
 
+    loras: tuple[str, ...] = ()
+    """LoRAs that were on Stage I, as `name:scale`."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreviewState:
@@ -208,9 +211,12 @@ def read_preview(
 
 
 def _read_settings(path: Path, stored: dict[str, Any]) -> PreviewSettings:
-    known = {field.name for field in dataclasses.fields(PreviewSettings)}
-    if set(stored) != known:
+    fields = dataclasses.fields(PreviewSettings)
+    known = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not required <= set(stored) <= known:
         raise ValueError(
             f"{path} holds other settings than this version knows: {sorted(set(stored) ^ known)}"
         )
-    return PreviewSettings(**{**stored, "prompts": tuple(stored["prompts"])})
+    lists = {"prompts": tuple(stored["prompts"]), "loras": tuple(stored.get("loras", ()))}
+    return PreviewSettings(**{**stored, **lists})

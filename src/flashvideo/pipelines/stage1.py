@@ -29,13 +29,14 @@ from flashvideo.pipelines.inputs import (
     or_default,
 )
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
+from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import LatentShape, latent_shape
 from flashvideo.vae import decode_latents
 
 
-class FlashVideoStage1Pipeline(StagePipeline):
+class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
     """Makes the preview: a small video from a prompt.
 
     There is no negative prompt: the models are guided against an embedding of zeros, so it would have no effect.

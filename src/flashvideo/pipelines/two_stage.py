@@ -44,6 +44,7 @@ from flashvideo.pipelines.preview import PreviewSettings, PreviewState, read_pre
 from flashvideo.pipelines.settings import complete_settings
 from flashvideo.pipelines.sizes import final_size, preview_size
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
+from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler
@@ -56,7 +57,7 @@ STAGE1_LORA_FOLDER = "stage1_lora"
 """Folder of a LoRA that is kept beside Stage I's weights."""
 
 
-class FlashVideoPipeline(DiffusionPipeline):
+class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
     """From a prompt to the final video, in two stages.
 
     There is no negative prompt: the models are guided against an embedding of zeros, so it would have no effect.
@@ -88,6 +89,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         "stage2_scheduler",
     ]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+    _lora_loadable_modules: ClassVar[list[str]] = ["stage1_transformer"]
 
     def __init__(
         self,
@@ -164,7 +166,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         Raises:
             ValueError: If Stage I carries a LoRA, whose branches diffusers would save under names that do not load.
         """
-        if self.has_lora:
+        if getattr(self.stage1_transformer, "peft_config", None):
             raise ValueError(
                 "Stage I carries a LoRA, and saved so it would not load; "
                 "call stage1_transformer.fuse_lora() and stage1_transformer.unload_lora() first"
@@ -333,6 +335,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
             guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
             guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
+            loras=tuple(f"{name}:{scale:g}" for name, scale in self.lora_scales().items()),
         )
         result = self.stage1(
             prompt,
