@@ -55,6 +55,12 @@ _UNSUPPORTED = {
 }
 
 
+def is_cogvideox(folder: Path) -> bool:
+    """Whether a folder is a CogVideoX pipeline in diffusers' layout."""
+    index = folder / "model_index.json"
+    return index.is_file() and json.loads(index.read_text()).get("_class_name") == "CogVideoXPipeline"
+
+
 def read_cogvideox_config(folder: Path) -> dict[str, Any]:
     """Reads a transformer's config.
 
