@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,17 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
         transformer = self._lora_transformer
         source = "the LoRA" if isinstance(given, dict) else f"the LoRA {given}"
         weights = read_lora(state, transformer, source=source, has_metadata=metadata is not None)
-        self.load_lora_into_transformer(
-            weights,
-            transformer=transformer,
-            adapter_name=adapter_name,
-            metadata=metadata,
-            _pipeline=self,
-            hotswap=hotswap,
-        )
+        with warnings.catch_warnings():
+            # Several LoRAs at once are meant.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            self.load_lora_into_transformer(
+                weights,
+                transformer=transformer,
+                adapter_name=adapter_name,
+                metadata=metadata,
+                _pipeline=self,
+                hotswap=hotswap,
+            )
         if ADAPTER_NAME in transformer.peft_config:
             active = transformer.active_adapters()
             transformer.set_adapters(active if ADAPTER_NAME in active else [ADAPTER_NAME, *active])
