@@ -38,7 +38,7 @@ class ToyHub:
     """What the server serves, how it misbehaves, and what it was asked."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
-    cut_at: dict[str, int] = field(default_factory=dict)  # name -> bytes that come of it, as if they were all
+    cut_at: dict[str, int] = field(default_factory=dict)  # name -> bytes that come of it, once, as if they were all
     broken_off: dict[str, int] = field(
         default_factory=dict
     )  # name -> bytes after which the connection ends, once
@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").split("-")[0])
         body = content[start:]
         if self.command == "GET" and name in self.hub.cut_at:
-            body = body[: self.hub.cut_at[name]]
+            body = body[: self.hub.cut_at.pop(name)]
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

@@ -247,13 +247,12 @@ def put_on_loras(pipeline: FlashVideoPipeline, loras: Sequence[tuple[Path, float
     """
     from flashvideo.pipelines.stage1_lora import adapter_name_of
 
-    scales: dict[str, float] = {}
-    for path, scale in loras:
-        name = adapter_name_of(path)
-        if name in scales:
-            raise ValueError(f"--lora has two files called {name}; rename one of them")
-        pipeline.load_lora_weights(path, adapter_name=name)
-        scales[name] = scale
+    scales = {adapter_name_of(path): scale for path, scale in loras}
+    if len(scales) < len(loras):
+        names = ", ".join(path.name for path, _ in loras)
+        raise ValueError(f"--lora needs files of different names, got {names}; rename one of them")
+    for path, _ in loras:
+        pipeline.load_lora_weights(path, adapter_name=adapter_name_of(path))
     if scales:
         pipeline.set_lora_scales(scales)
 
