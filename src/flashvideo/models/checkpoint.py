@@ -62,7 +62,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         for path in map(Path, paths):
             found, _ = _open(path)
             for name in found.keys() & self.specs.keys():
-                raise ValueError(f"{name} is in {self._home[name]} and in {path}; one of the files is superfluous")
+                raise ValueError(
+                    f"{name} is in {self._home[name]} and in {path}; one of the files is superfluous"
+                )
             self.specs |= found
             self._home |= dict.fromkeys(found, path)
 
@@ -100,7 +102,9 @@ def weight_files(folder: Path, *names: str) -> tuple[Path, ...]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _shards(index)
-    raise ValueError(f"{folder} holds no weights, expected {' or '.join(names)}, or the same in shards with an index")
+    raise ValueError(
+        f"{folder} holds no weights, expected {' or '.join(names)}, or the same in shards with an index"
+    )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -110,21 +114,26 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise ValueError(f"{index} is not an index of weights; download it again") from None
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
-        raise ValueError(f"{index.parent} lacks {', '.join(missing)}, which its index lists; download it again")
+        raise ValueError(
+            f"{index.parent} lacks {', '.join(missing)}, which its index lists; download it again"
+        )
     return tuple(index.parent / file for file in files)
 
 
 def _open(path: Path) -> tuple[dict[str, torch.Tensor], _Read]:
     """Specs of a file's tensors, and a function that reads one."""
     if not path.is_file():
-        raise ValueError(f"{path} {'is no file' if path.exists() else 'does not exist'}, expected a checkpoint")
+        raise ValueError(
+            f"{path} {'is no file' if path.exists() else 'does not exist'}, expected a checkpoint"
+        )
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], _Read]:
     try:
         file = safe_open(path, "pt")
-        slices = {name: file.get_slice(name) for name in file.keys()}
+        names = file.keys()
+        slices = {name: file.get_slice(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); download it again") from None
     dtypes = {name: part.get_dtype() for name, part in slices.items()}

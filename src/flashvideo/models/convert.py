@@ -4,8 +4,8 @@ The reference stores Stage I with its LoRA apart: ``X.original`` and, per output
 ``X.matrix_B.j`` (out / parts, r); the effective weight is ``W + concat_j(B_j A_j) * alpha / r`` with alpha = 1. Fused
 projections are cut along their rows: qkv in plain thirds, the modulation in twelfths.
 
-Strict in both directions: a key is converted, dropped for a stated reason, or an error. Planning needs names, shapes and
-dtypes only; `flashvideo.models.convert_back` is the way back.
+Strict in both directions: a key is converted, dropped for a stated reason, or an error. Planning needs names, shapes
+and dtypes only; `flashvideo.models.convert_back` is the way back.
 """
 
 import re
@@ -162,7 +162,9 @@ def plan_vae(specs: State) -> Plan:
         ValueError: If a key is unknown; all of them are named.
     """
     kept, dropped = split_dropped(specs, VAE_DROPPED)
-    num_levels = 1 + max((int(m[1]) for key in kept if (m := re.match(r"decoder\.up\.(\d+)\.", key))), default=0)
+    num_levels = 1 + max(
+        (int(m[1]) for key in kept if (m := re.match(r"decoder\.up\.(\d+)\.", key))), default=0
+    )
     weights: dict[str, Recipe] = {}
     problems = []
     for key in kept:
@@ -218,7 +220,8 @@ def vae_config(weights: State) -> dict[str, Any]:
     levels = _count(weights, r"encoder\.down_blocks\.(\d+)\.")
     return {
         "block_out_channels": tuple(
-            _shape(weights, f"encoder.down_blocks.{i}.resnets.0.conv2.conv.weight", 5)[0] for i in range(max(levels, 1))
+            _shape(weights, f"encoder.down_blocks.{i}.resnets.0.conv2.conv.weight", 5)[0]
+            for i in range(max(levels, 1))
         ),
         "down_block_types": ("CogVideoXDownBlock3D",) * levels,
         "up_block_types": ("CogVideoXUpBlock3D",) * levels,
@@ -316,17 +319,17 @@ def _transformer_targets(name: str) -> tuple[int, dict[str, tuple[int, ...]]]:
     return 1, {}
 
 
-def _num_lora_parts(num_chunks: int) -> int:
-    """Queries, keys and values have a LoRA each; every other module has one."""
+def num_lora_parts(num_chunks: int) -> int:
+    """LoRA parts of a module of so many row chunks: queries, keys and values have one each, all others one in all."""
     return 3 if num_chunks == 3 else 1
 
 
-def _check_module(
-    name: str, module: _Module, specs: State, *, num_chunks: int, known: bool
-) -> Iterator[str]:
+def _check_module(name: str, module: _Module, specs: State, *, num_chunks: int, known: bool) -> Iterator[str]:
     full = TRANSFORMER_PREFIX + name
     if not known:
-        yield from (f"unknown {key}" for key in (*module.keys.values(), *module.down.values(), *module.up.values()))
+        yield from (
+            f"unknown {key}" for key in (*module.keys.values(), *module.down.values(), *module.up.values())
+        )
         return
     if "weight" not in module.keys:
         yield f"missing {full}.weight"
@@ -339,7 +342,7 @@ def _check_module(
         matrix = "matrix_B" if part in module.down else "matrix_A"
         yield f"missing {full}.{matrix}.{part}"
     if module.down and module.down.keys() == module.up.keys():
-        yield from _check_lora(full, module, specs, _num_lora_parts(num_chunks))
+        yield from _check_lora(full, module, specs, num_lora_parts(num_chunks))
 
 
 def _check_lora(full: str, module: _Module, specs: State, num_parts: int) -> Iterator[str]:

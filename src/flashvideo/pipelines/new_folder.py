@@ -33,7 +33,9 @@ def new_folder(output: str | Path, num_bytes: int) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     check_room(output.parent, num_bytes)
     for stale in output.parent.glob(f".{output.name}.*{UNFINISHED_SUFFIX}"):
-        logger.warning("%s is unfinished, of another run or of one that was killed; delete it in that case", stale)
+        logger.warning(
+            "%s is unfinished, of another run or of one that was killed; delete it in that case", stale
+        )
     unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}{UNFINISHED_SUFFIX}")
     unfinished.mkdir()
     try:
@@ -55,7 +57,9 @@ def check_new(output: Path) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise ValueError(f"{output} is a file, expected a new folder; choose another name")
     if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is there already and holds files; choose a new folder, or delete it first")
+        raise ValueError(
+            f"{output} is there already and holds files; choose a new folder, or delete it first"
+        )
 
 
 def check_room(folder: Path, num_bytes: int) -> None:
