@@ -132,7 +132,8 @@ def _open(path: Path) -> tuple[dict[str, torch.Tensor], _Read]:
 def _open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], _Read]:
     try:
         file = safe_open(path, "pt")
-        slices = {name: file.get_slice(name) for name in file.keys()}
+        names = file.keys()
+        slices = {name: file.get_slice(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); download it again") from None
     dtypes = {name: part.get_dtype() for name, part in slices.items()}

@@ -4,8 +4,8 @@ The reference stores Stage I with its LoRA apart: ``X.original`` and, per output
 ``X.matrix_B.j`` (out / parts, r); the effective weight is ``W + concat_j(B_j A_j) * alpha / r`` with alpha = 1. Fused
 projections are cut along their rows: qkv in plain thirds, the modulation in twelfths.
 
-Strict in both directions: a key is converted, dropped for a stated reason, or an error. Planning needs names, shapes and
-dtypes only; `flashvideo.models.convert_back` is the way back.
+Strict in both directions: a key is converted, dropped for a stated reason, or an error. Planning needs names, shapes
+and dtypes only; `flashvideo.models.convert_back` is the way back.
 """
 
 import re
@@ -319,8 +319,8 @@ def _transformer_targets(name: str) -> tuple[int, dict[str, tuple[int, ...]]]:
     return 1, {}
 
 
-def _num_lora_parts(num_chunks: int) -> int:
-    """Queries, keys and values have a LoRA each; every other module has one."""
+def num_lora_parts(num_chunks: int) -> int:
+    """LoRA parts of a module of so many row chunks: queries, keys and values have one each, all others one in all."""
     return 3 if num_chunks == 3 else 1
 
 
@@ -342,7 +342,7 @@ def _check_module(name: str, module: _Module, specs: State, *, num_chunks: int, 
         matrix = "matrix_B" if part in module.down else "matrix_A"
         yield f"missing {full}.{matrix}.{part}"
     if module.down and module.down.keys() == module.up.keys():
-        yield from _check_lora(full, module, specs, _num_lora_parts(num_chunks))
+        yield from _check_lora(full, module, specs, num_lora_parts(num_chunks))
 
 
 def _check_lora(full: str, module: _Module, specs: State, num_parts: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from flashvideo.models.convert import TRANSFORMER_PREFIX, Plan, misfits, raise_if
+from flashvideo.models.convert import TRANSFORMER_PREFIX, Plan, misfits, num_lora_parts, raise_if
 from flashvideo.models.lora import LORA_SUFFIXES, PEFT_PREFIX
 from flashvideo.models.recipe import Chunk, Recipe, State, build_specs
 from flashvideo.models.renaming import (
@@ -29,7 +29,7 @@ def plan_reference_transformer(specs: State) -> dict[str, Recipe]:
         specs: Our parameter name -> tensor without data; a LoRA kept apart beside them, under PEFT's names.
 
     Returns:
-        Reference key -> how it is made. What it takes of `specs`, `check_all_used` tells.
+        Reference key -> how it is made. Whether that takes all of `specs`, `check_all_used` tells.
     """
     adapted = {
         name.removeprefix(PEFT_PREFIX).removesuffix(LORA_SUFFIXES[0]) for name in specs if _is_down(name)
@@ -37,28 +37,15 @@ def plan_reference_transformer(specs: State) -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for name in specs:
         module, _, kind = name.rpartition(".")
-        if name.startswith(PEFT_PREFIX):
+        found = _reference_of(module)
+        if found is None:
             continue
-        if (target := rename(module, TRANSFORMER_RULES, back=True)) is not None:
-            original = ".original" if module in adapted else ""
-            recipes[f"{TRANSFORMER_PREFIX}{target}{original}.{kind}"] = Recipe.copy(name)
-            if module in adapted and kind == "weight":
-                recipes |= _lora_back(target, [[module]], {module: 1}, {module: (0,)})
-            continue
-        for pattern, (num_chunks, parts) in TRANSFORMER_FUSED.items():
-            first = next(iter(parts))
-            # Each fused module is planned once, when the first of its parts comes by.
-            if (fields := match_fields(module, first)) is not None:
-                rows_of = {fill(part, fields): rows for part, rows in parts.items()}
-                target, fused = fill(pattern, fields), any(part in adapted for part in rows_of)
-                original = ".original" if fused else ""
-                recipes[f"{TRANSFORMER_PREFIX}{target}{original}.{kind}"] = Recipe(
-                    chunks=_interleaved(rows_of, num_chunks, f".{kind}")
-                )
-                if fused and kind == "weight":
-                    groups = [[part] for part in rows_of] if num_chunks == len(rows_of) else [list(rows_of)]
-                    counts = {part: len(rows) for part, rows in rows_of.items()}
-                    recipes |= _lora_back(target, groups, counts, rows_of)
+        target, num_chunks, rows_of = found
+        with_lora = any(part in adapted for part in rows_of)
+        key = f"{TRANSFORMER_PREFIX}{target}{'.original' if with_lora else ''}.{kind}"
+        recipes[key] = Recipe(chunks=_interleaved(rows_of, f".{kind}"))
+        if with_lora and kind == "weight":
+            recipes |= _lora_back(target, num_chunks, rows_of)
     return recipes
 
 
@@ -119,32 +106,41 @@ def _is_down(name: str) -> bool:
     return name.startswith(PEFT_PREFIX) and name.endswith(LORA_SUFFIXES[0])
 
 
-def _interleaved(rows_of: Mapping[str, tuple[int, ...]], num_chunks: int, suffix: str) -> tuple[Chunk, ...]:
+def _reference_of(module: str) -> tuple[str, int, dict[str, tuple[int, ...]]] | None:
+    """The reference's module that one of ours goes into, its row chunks, and which of them each of ours holds."""
+    if (target := rename(module, TRANSFORMER_RULES, back=True)) is not None:
+        return target, 1, {module: (0,)}
+    for pattern, (num_chunks, parts) in TRANSFORMER_FUSED.items():
+        for part in parts:
+            if (fields := match_fields(module, part)) is not None:
+                rows_of = {fill(other, fields): rows for other, rows in parts.items()}
+                return fill(pattern, fields), num_chunks, rows_of
+    return None
+
+
+def _interleaved(rows_of: Mapping[str, tuple[int, ...]], suffix: str) -> tuple[Chunk, ...]:
     """The fused module's row chunks in its own order, each from the part that holds it."""
-    places: dict[int, Chunk] = {}
-    for part, rows in rows_of.items():
-        places |= {row: Chunk(part + suffix, i, len(rows)) for i, row in enumerate(rows)}
-    return tuple(places[row] for row in range(num_chunks) if row in places)
+    chunks = {
+        row: Chunk(part + suffix, nth, len(rows))
+        for part, rows in rows_of.items()
+        for nth, row in enumerate(rows)
+    }
+    return tuple(chunks[row] for row in sorted(chunks))
 
 
-def _lora_back(
-    target: str,
-    groups: list[list[str]],
-    counts: Mapping[str, int],
-    rows_of: Mapping[str, tuple[int, ...]],
-) -> dict[str, Recipe]:
-    """LoRA parts of a reference module: each group of ours shares one matrix A."""
+def _lora_back(target: str, num_chunks: int, rows_of: Mapping[str, tuple[int, ...]]) -> dict[str, Recipe]:
+    """The LoRA parts of a reference module; ours that go into the same part share its matrix A."""
     down, up = LORA_SUFFIXES
+    rows_by_name = {PEFT_PREFIX + module: rows for module, rows in rows_of.items()}
+    if num_lora_parts(num_chunks) == 1:
+        groups = [rows_by_name]
+    else:
+        groups = [{name: rows} for name, rows in rows_by_name.items()]
     recipes = {}
-    for part, modules in enumerate(groups):
-        names = [PEFT_PREFIX + module for module in modules]
+    for part, group in enumerate(groups):
+        first, *others = group
         recipes[f"{TRANSFORMER_PREFIX}{target}.matrix_A.{part}"] = Recipe(
-            chunks=(Chunk(names[0] + down),), equal_to=tuple(name + down for name in names[1:])
+            chunks=(Chunk(first + down),), equal_to=tuple(name + down for name in others)
         )
-        if len(modules) == 1:
-            chunks: tuple[Chunk, ...] = (Chunk(names[0] + up),)
-        else:
-            shared = {PEFT_PREFIX + module: rows_of[module] for module in modules}
-            chunks = _interleaved(shared, sum(counts[module] for module in modules), up)
-        recipes[f"{TRANSFORMER_PREFIX}{target}.matrix_B.{part}"] = Recipe(chunks=chunks)
+        recipes[f"{TRANSFORMER_PREFIX}{target}.matrix_B.{part}"] = Recipe(chunks=_interleaved(group, up))
     return recipes

@@ -14,11 +14,11 @@ State = Mapping[str, torch.Tensor]
 
 
 class Chunk(NamedTuple):
-    """Rows of a tensor: the `index`-th of `count` equal chunks."""
+    """Rows of a tensor: the `nth` of `num` equal chunks, counted from 0."""
 
     key: str
-    index: int = 0
-    count: int = 1
+    nth: int = 0
+    num: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def _join(chunks: tuple[Chunk, ...], tensors: State) -> torch.Tensor:
 
 
 def _rows(tensor: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-    if chunk.count == 1:
+    if chunk.num == 1:
         return tensor
-    size = tensor.shape[0] // chunk.count
-    return tensor[chunk.index * size : (chunk.index + 1) * size]
+    size = tensor.shape[0] // chunk.num
+    return tensor[chunk.nth * size : (chunk.nth + 1) * size]

@@ -118,7 +118,7 @@ def write_torch_file(path: Path, root: str, specs: State, build: Build, *, on_by
 
 def _bytes_of(tensor: torch.Tensor, expected: torch.Tensor) -> memoryview:
     assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype)
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from flashvideo.models.lora import (
     adapter_settings,
 )
 from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
-from flashvideo.models.shards import write_weights
+from flashvideo.models.shards import MAX_SHARD_BYTES, write_weights
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
 from flashvideo.pipelines.two_stage import STAGE1_LORA_FOLDER, FlashVideoPipeline
@@ -323,26 +323,25 @@ def _describe(
 
 def _write_part(part: Part, folder: Path, model: Any, progress: Progress) -> None:
     folder.mkdir()
+    stem, metadata, max_bytes = DIFFUSERS_STEM, {}, MAX_SHARD_BYTES
     if part.adapter is not None:
         (folder / ADAPTER_CONFIG).write_text(adapter_config(part.adapter), encoding="utf-8")
         # diffusers and peft look for a single file.
-        write_weights(
-            folder,
-            ADAPTER_STEM,
-            part.specs,
-            part.build,
-            on_bytes=progress.of(part.name),
-            metadata=adapter_header(part.adapter),
-            max_shard_bytes=max(part.num_bytes, 1),
-        )
-        return
-    if isinstance(model, T5EncoderModel):
+        stem, metadata, max_bytes = ADAPTER_STEM, adapter_header(part.adapter), part.num_bytes
+    elif isinstance(model, T5EncoderModel):
         model.config.save_pretrained(folder)
         stem = TRANSFORMERS_STEM
     else:
         model.save_config(folder)
-        stem = DIFFUSERS_STEM
-    write_weights(folder, stem, part.specs, part.build, on_bytes=progress.of(part.name))
+    write_weights(
+        folder,
+        stem,
+        part.specs,
+        part.build,
+        on_bytes=progress.of(part.name),
+        metadata=metadata,
+        max_shard_bytes=max_bytes,
+    )
 
 
 def _write_rest(pipeline: FlashVideoPipeline, folder: Path) -> None:
