@@ -1,4 +1,4 @@
-"""CogVideoX transformers of diffusers' own class, loaded as ours: same outputs, and refusals for what is another model."""
+"""CogVideoX transformers of diffusers' own class, loaded as ours: same outputs; what is another model is refused."""
 
 import json
 
@@ -111,7 +111,7 @@ def test_relatives_that_compute_something_else_are_refused(cogvideox_folder, cha
 
 def test_a_folder_of_another_model_is_refused(cogvideox_folder):
     with pytest.raises(
-        ValueError, match="must hold a CogVideoXTransformer3DModel.*got a AutoencoderKLCogVideoX"
+        ValueError, match=r"must hold a CogVideoXTransformer3DModel.*got a AutoencoderKLCogVideoX"
     ):
         read_cogvideox_config(cogvideox_folder(rotary=True) / "vae")
 

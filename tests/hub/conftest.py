@@ -38,7 +38,9 @@ class ToyHub:
     """What the server serves, how it misbehaves, and what it was asked."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
-    cut_at: dict[str, int] = field(default_factory=dict)  # name -> bytes that come of it, once, as if they were all
+    cut_at: dict[str, int] = field(
+        default_factory=dict
+    )  # name -> bytes that come of it, once, as if they were all
     broken_off: dict[str, int] = field(
         default_factory=dict
     )  # name -> bytes after which the connection ends, once

@@ -264,3 +264,17 @@ def test_options_of_the_hub_are_refused_for_a_folder(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="revision is for models of the hub"):
         model_folder(tmp_path, revision="v1")
+
+
+def test_options_of_diffusers_own_downloads_name_the_variable_that_counts(hub):
+    with pytest.raises(ValueError, match="token is not taken here, got 'secret'; set HF_TOKEN instead"):
+        FlashVideoPipeline.from_pretrained(RELEASED_REPOSITORY, token="secret")
+
+
+def test_a_part_of_the_release_in_another_programs_cache_is_not_taken_for_all_of_it(hub, monkeypatch):
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(RELEASED_REPOSITORY, "stage1.pt")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="is not on this machine yet, and HF_HUB_OFFLINE forbids"):
+        fetch()

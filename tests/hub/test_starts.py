@@ -54,7 +54,9 @@ def test_failed_concurrent_and_later_starts(hub, start, tmp_path, caplog):
     while hub.downloads().count("3d-vae.pt") < 2 and first.poll() is None:
         time.sleep(0.05)
     folder = fetch_model(RELEASED_REPOSITORY, dtype=torch.float32)
-    assert "waiting for another process, which is making FoundationVision/FlashVideo in float32" in caplog.text
+    assert (
+        "waiting for another process, which is making FoundationVision/FlashVideo in float32" in caplog.text
+    )
     assert "converting" not in caplog.text and (folder / "model_index.json").is_file()
 
     lines = first.communicate(timeout=120)[1].splitlines()

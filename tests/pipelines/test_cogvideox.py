@@ -84,7 +84,7 @@ def test_another_kind_of_vae_is_refused(cogvideox_folder, model):
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temporal_compression_ratio": 8}))
     with pytest.raises(
-        ValueError, match="is 8 latent channels, 4x in time, 4x in space, but that of .* 8x in"
+        ValueError, match=r"is 8 latent channels, 4x in time, 4x in space, but that of .* 8x in"
     ):
         load_pipeline(model, stage1=folder, **CPU)
 
@@ -93,7 +93,7 @@ def test_another_text_encoder_is_refused(cogvideox_folder, model):
     folder = cogvideox_folder(rotary=True)
     T5EncoderModel(T5Config(vocab_size=16, d_model=16, num_layers=1)).save_pretrained(folder / "text_encoder")
     with pytest.raises(
-        ValueError, match="the model's text encoder, whose d_model is 12, but that of .* is 16"
+        ValueError, match=r"the model's text encoder, whose d_model is 12, but that of .* is 16"
     ):
         load_pipeline(model, stage1=folder, **CPU)
 

@@ -63,7 +63,7 @@ def test_another_vae_and_text_encoder_win_over_the_folders_own(recipe, tiny_vae,
 
 
 def test_without_a_vae_only_a_cogvideox_can_be_the_start(recipe, tmp_path):
-    with pytest.raises(ValueError, match="the recipe must give 'vae', since its start .* is no CogVideoX"):
+    with pytest.raises(ValueError, match=r"the recipe must give 'vae', since its start .* is no CogVideoX"):
         Stage2Task(dataclasses.replace(recipe, start=str(tmp_path)), CPU)
     with pytest.raises(
         ValueError, match="the recipe must give 'vae', which only a CogVideoX start brings along"

@@ -37,6 +37,8 @@ PIPELINES = ("FlashVideoPipeline", "CogVideoXPipeline")
 TEXT_FOLDERS = ("text_encoder", "tokenizer")
 """Folders of a pipeline's text encoder; a repository of a T5 alone has everything at its top."""
 
+# What diffusers takes as an argument and `huggingface_hub` from the environment.
+_VARIABLES = {"cache_dir": "HF_HOME", "token": "HF_TOKEN", "local_files_only": "HF_HUB_OFFLINE=1"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a pipeline or a text encoder is loaded from; the same weights in other formats are left where they are.
 _LOADED = re.compile(r".*\.(json|safetensors|model|txt)")
@@ -112,6 +114,17 @@ def check_pipeline(folder: Path, name: str | Path) -> str:
     return str(found)
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks that options of diffusers' own downloads, which are not done here, are not given in vain.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    for name, variable in _VARIABLES.items():
+        if options.get(name):
+            raise ValueError(f"{name} is not taken here, got {options[name]!r}; set {variable} instead")
+
+
 def look_up(repo: str, revision: str | None = None) -> Listing:
     """Asks the hub for a repository's commit and files; without an answer, what was remembered is taken.
 
@@ -161,7 +174,9 @@ def _remembered(memory: Path, repo: str, revision: str | None) -> Listing | None
     files = {
         str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
     }
-    return Listing(repo=repo, commit=folder.name, files=files)
+    whole = INDEX in files or files.keys() >= set(RELEASED_FILES)
+    text = any(name.startswith(TEXT_FOLDERS) for name in files)
+    return Listing(repo=repo, commit=folder.name, files=files) if whole or text else None
 
 
 def _write(memory: Path, listing: Listing) -> None:

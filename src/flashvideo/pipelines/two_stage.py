@@ -24,7 +24,7 @@ from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback
 from flashvideo.pipelines.cogvideox import cogvideox_components
 from flashvideo.pipelines.folders import model_folder
-from flashvideo.pipelines.hub import check_pipeline
+from flashvideo.pipelines.hub import check_options, check_pipeline
 from flashvideo.pipelines.inputs import (
     check_count,
     check_generator,
@@ -140,6 +140,7 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
             ValueError: If the model cannot be had, is of another pipeline, or its LoRA is missing.
             ImportError: If there is one and peft is not installed.
         """
+        check_options(kwargs)
         given = pretrained_model_name_or_path
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         folder = model_folder(
