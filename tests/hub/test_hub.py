@@ -100,6 +100,13 @@ def test_a_pipeline_in_diffusers_layout_is_downloaded_and_loaded(hub, toy_pipeli
     assert load_stage1("me/mine", device="cpu", dtype="float32").preset.name == "toy"
 
 
+def test_a_cogvideox_of_the_hub_is_called_after_its_repository(hub, cogvideox_folder):
+    folder = cogvideox_folder(rotary=True)
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*")}
+    hub.repositories["zai-org/Toy-5b"] = type(hub.repositories[RELEASED_REPOSITORY])(files)
+    assert load_stage1("zai-org/Toy-5b", device="cpu", dtype="float32").preset.name == "Toy-5b"
+
+
 def test_a_pipeline_of_another_kind_is_refused_before_its_weights_are_downloaded(hub):
     files = {"model_index.json": b'{"_class_name": "WanPipeline"}', "vae/model.safetensors": b"large"}
     hub.repositories["other/video"] = type(hub.repositories[RELEASED_REPOSITORY])(files)

@@ -74,6 +74,15 @@ def test_it_takes_the_place_of_a_models_own_stage_1(cogvideox_folder, model, see
     assert result.frames.shape == (1, 5, 3, 32, 48)
 
 
+def test_a_lora_that_the_model_keeps_for_its_own_stage_1_is_left_out(cogvideox_folder, model):
+    index = model / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"stage1_lora": "stage1_lora"}))
+    combined = load_pipeline(model, stage1=cogvideox_folder(rotary=True), **CPU)
+    assert not combined.has_lora
+    with pytest.raises(ValueError, match="needs its LoRA"):
+        load_pipeline(model, **CPU)
+
+
 def test_another_size_than_its_own_is_logged(cogvideox_folder, model, caplog):
     load_pipeline(model, stage1=cogvideox_folder(rotary=True, sample_width=8), **CPU)
     assert "cogvideox was trained on videos of 32x16, but previews are 24x16 here" in caplog.text

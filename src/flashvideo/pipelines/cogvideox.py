@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from safetensors import safe_open
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from flashvideo.models.cogvideox import load_cogvideox_transformer, read_cogvideox_config
 from flashvideo.pipelines.sizes import upscale_factor
@@ -45,7 +45,7 @@ def cogvideox_preset(folder: Path) -> Preset:
         folder: A `CogVideoXPipeline` as diffusers stores it.
 
     Returns:
-        The preset, called as the folder. It has no Stage II; that part says how much larger a video would be.
+        The preset, called as the folder or repository. It has no Stage II; that part says how much larger a video would be.
     """
     transformer = read_cogvideox_config(folder / "transformer")
     vae = _config(folder, "vae")
@@ -66,7 +66,7 @@ def cogvideox_preset(folder: Path) -> Preset:
     stage2 = dataclasses.replace(
         FLASHVIDEO.stage2, height=factor * height, width=factor * width, max_text_tokens=max_text_tokens
     )
-    return Preset(name=folder.resolve().name, stage1=stage1, stage2=stage2)
+    return Preset(name=_name(folder), stage1=stage1, stage2=stage2)
 
 
 def cogvideox_components(folder: Path, *, dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -179,12 +179,12 @@ def check_stage1_fits(model: Path, stage1: Path) -> None:
         raise ValueError(
             f"stage1 must have a VAE of the model's kind, which is {own}, but that of {stage1} is {theirs}"
         )
-    text, own_text = _config(stage1, "text_encoder"), _config(model, "text_encoder")
+    text, own_text = (T5Config.from_pretrained(folder / "text_encoder") for folder in (stage1, model))
     for name in _TEXT_KEYS:
-        if text.get(name) != own_text.get(name):
+        if getattr(text, name) != getattr(own_text, name):
             raise ValueError(
-                f"stage1 must have the model's text encoder, whose {name} is {own_text.get(name)}, but that of "
-                f"{stage1} is {text.get(name)}"
+                f"stage1 must have the model's text encoder, whose {name} is {getattr(own_text, name)}, but that of "
+                f"{stage1} is {getattr(text, name)}"
             )
     for part, name in _FINGERPRINTS:
         if not _alike(_weight(model / part, name), _weight(stage1 / part, name)):
@@ -209,6 +209,12 @@ def _weight(folder: Path, name: str) -> torch.Tensor | None:
                 tensor: torch.Tensor = file.get_tensor(name)
                 return tensor.float()
     return None
+
+
+def _name(folder: Path) -> str:
+    """A folder's name; of one in `huggingface_hub`'s cache, which is called after its commit, the repository's."""
+    folder = folder.absolute()
+    return folder.parents[1].name.split("--")[-1] if folder.parent.name == "snapshots" else folder.name
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:

@@ -140,8 +140,9 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
             ValueError: If the model cannot be had, is of another pipeline, or its LoRA is missing.
             ImportError: If there is one and peft is not installed.
         """
-        check_options(kwargs)
         given = pretrained_model_name_or_path
+        if not Path(given).is_dir():
+            check_options(kwargs)
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         folder = model_folder(
             given if isinstance(given, str) else Path(given),
