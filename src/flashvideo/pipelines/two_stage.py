@@ -122,7 +122,8 @@ class FlashVideoPipeline(DiffusionPipeline):
             ImportError: If there is one and peft is not installed.
         """
         pipeline: Self = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if pipeline.config.stage1_lora is not None and not pipeline.has_lora:
+        missing = pipeline.config.stage1_lora is not None and not pipeline.has_lora
+        if missing and pipeline.stage1_transformer is not None:
             folder = Path(pretrained_model_name_or_path) / pipeline.config.stage1_lora
             load_adapter(pipeline.stage1_transformer, folder)
         return pipeline
