@@ -203,19 +203,65 @@ def test_a_merged_lora_goes_back_under_plain_names(released, tmp_path):
     assert not [key for key in keys if "original" in key or "matrix" in key]
 
 
-def test_what_is_no_model_of_the_reference_cannot_be_exported(toy_pipeline, tmp_path):
-    with pytest.raises(ValueError, match=r"no model_index\.json"):
-        export_released(tmp_path, tmp_path / "back")
-    pipeline = toy_pipeline(["a"])
-    pipeline.save_pretrained(tmp_path / "model")
-    del pipeline.stage2_transformer.transformer_blocks[0].attn1.to_q
-    save_file(
-        pipeline.stage2_transformer.state_dict(),
-        tmp_path / "model" / "stage2_transformer" / "diffusion_pytorch_model.safetensors",
-    )
-    with pytest.raises(ValueError, match=r"missing transformer_blocks\.0\.attn1\.to_q"):
+def rewrite(path, change):
+    """Write a safetensors file again, changed."""
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+STAGE2 = "stage2_transformer/diffusion_pytorch_model.safetensors"
+LORA = "stage1_lora/adapter_model.safetensors"
+Q = "transformer_blocks.0.attn1.to_q.weight"
+NORM_A = "base_model.model.transformer_blocks.0.norm2.linear.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (STAGE2, lambda w: w.pop(Q), rf"missing {Q}"),
+        (STAGE2, lambda w: w.update(odd=torch.zeros(1)), "unknown odd"),
+        (STAGE2, lambda w: w.update({Q: torch.zeros(3, 3)}), rf"{Q} has shape \(3, 3\), the model needs"),
+        (LORA, lambda w: w.pop(NORM_A), rf"missing {NORM_A}"),
+        (LORA, lambda w: w.update({NORM_A: torch.zeros_like(w[NORM_A])}), rf"{NORM_A} must equal .*norm1"),
+        (LORA, lambda w: w.update({Q: torch.zeros(1)}), "is superfluous"),
+    ],
+)
+def test_a_folder_that_is_not_whole_cannot_be_exported(released, tmp_path, file, change, message):
+    convert_released(released(), tmp_path / "model", lora="keep")
+    rewrite(tmp_path / "model" / file, change)
+    with pytest.raises(ValueError, match=message):
         export_released(tmp_path / "model", tmp_path / "back")
-    assert left(tmp_path) == ["model"]
+    assert left(tmp_path) == ["model", "released"]
+
+
+def test_a_lora_of_another_alpha_cannot_be_exported(released, tmp_path):
+    convert_released(released(), tmp_path / "model", lora="keep")
+    path = tmp_path / "model" / "stage1_lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 2}))
+    with pytest.raises(ValueError, match="has alpha 2, the reference knows 1 only; merge it first"):
+        export_released(tmp_path / "model", tmp_path / "back")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"no readable adapter_config\.json"):
+        export_released(tmp_path / "model", tmp_path / "back")
+
+
+def test_a_model_with_more_than_the_reference_has_cannot_be_exported(
+    toy_pipeline, tiny_transformer, tmp_path
+):
+    pipeline = toy_pipeline(["a"])
+    pipeline.register_modules(stage2_transformer=tiny_transformer(2, position_embed=True))
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="the reference has no place for position_embedding"):
+        export_released(tmp_path / "model", tmp_path / "back")
+
+
+def test_a_folder_that_is_no_model_cannot_be_exported(tmp_path):
+    with pytest.raises(ValueError, match=r"has no model_index\.json"):
+        export_released(tmp_path, tmp_path / "back")
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        export_released(tmp_path, tmp_path / "back")
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
@@ -256,6 +302,17 @@ def lose(name):
 
 def as_bert(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+
+
+def test_a_t5_that_stores_its_embedding_under_the_encoders_name_is_taken(released, text_folder, tmp_path):
+    folder, model = text_folder()
+    rewrite(
+        folder / "model.safetensors",
+        lambda w: w.update({"encoder.embed_tokens.weight": w.pop("shared.weight")}),
+    )
+    convert_released(released(), tmp_path / "model", text_encoder=folder)
+    weights = load_file(tmp_path / "model" / "text_encoder" / "model.safetensors")
+    assert weights["shared.weight"].equal(model.shared.weight)
 
 
 def without_a_weight(folder):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
@@ -46,7 +44,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=("merge", "keep"),
         help="add Stage I's LoRA to its weights, or keep it beside them as an adapter (default: merge)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights (default: the files' own)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the weights (default: the files' own)",
+    )
     parser.add_argument(
         "--text-encoder",
         type=Path,
@@ -97,15 +99,14 @@ def _convert(arguments: argparse.Namespace, on_progress: OnProgress) -> Conversi
             from flashvideo.pipelines.export import export_released
 
             return export_released(arguments.folder, arguments.output, on_progress=on_progress)
-        import torch
-
+        from flashvideo.pipelines.loading import DTYPES
         from flashvideo.pipelines.released import ReleasedFiles, convert_released
 
         return convert_released(
             ReleasedFiles.find(arguments.folder),
             arguments.output,
             text_encoder=arguments.text_encoder,
-            dtype=None if arguments.dtype is None else getattr(torch, arguments.dtype),
+            dtype=None if arguments.dtype is None else DTYPES[arguments.dtype],
             lora=arguments.lora or "merge",
             on_progress=on_progress,
         )

@@ -27,10 +27,10 @@ from flashvideo.models.renaming import (
     match_fields,
     rename,
 )
+from flashvideo.models.strictness import misfits, raise_if, split_dropped
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
 RELEASED_LORA_ALPHA = 1.0
-MAX_PROBLEMS_NAMED = 20
 
 TRANSFORMER_DROPPED = {
     r"model\.diffusion_model\.transformer\.position_embeddings\.weight": "stored by the reference, never used",
@@ -228,57 +228,6 @@ def vae_config(weights: State) -> dict[str, Any]:
         "latent_channels": _shape(weights, "decoder.conv_in.conv.weight", 5)[1],
         "layers_per_block": _count(weights, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
     }
-
-
-def misfits(weights: State, expected: State, source_of: Mapping[str, str] | None = None) -> list[str]:
-    """Say where weights differ from what a model needs.
-
-    Args:
-        weights: Our name -> tensor or its shape.
-        expected: The same of the model.
-        source_of: Our name -> key of the checkpoint, to name what its owner knows; our own names if None.
-
-    Returns:
-        One phrase per missing, unknown and mis-shaped weight.
-    """
-
-    def called(name: str) -> str:
-        return (source_of or {}).get(name, name)
-
-    missing = dict.fromkeys(called(name) for name in expected if name not in weights)
-    unknown = dict.fromkeys(called(name) for name in weights if name not in expected)
-    problems = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in unknown]
-    for name, tensor in weights.items():
-        if name in expected and tensor.shape != expected[name].shape:
-            what = called(name) if called(name) == name else f"{called(name)} makes {name}, which"
-            problems.append(
-                f"{what} has shape {tuple(tensor.shape)}, the model needs {tuple(expected[name].shape)}"
-            )
-    return problems
-
-
-def raise_if(problems: Iterable[str], sentence: str) -> None:
-    """Raise all problems as one sentence; of very many the first are named and the rest counted.
-
-    Raises:
-        ValueError: If there is a problem.
-    """
-    if problems := list(problems):
-        named, rest = problems[:MAX_PROBLEMS_NAMED], len(problems) - MAX_PROBLEMS_NAMED
-        more = [f"and {rest} more"] if rest > 0 else []
-        raise ValueError(f"{sentence}: " + "; ".join(named + more))
-
-
-def split_dropped(specs: State, patterns: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Keys to convert, and those to leave out with the reason of the pattern that they match."""
-    kept, dropped = [], {}
-    for key in specs:
-        reason = next((reason for pattern, reason in patterns.items() if re.fullmatch(pattern, key)), None)
-        if reason is None:
-            kept.append(key)
-        else:
-            dropped[key] = reason
-    return kept, dropped
 
 
 def _build(recipes: Mapping[str, Recipe], state: State) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from flashvideo.models.convert import TRANSFORMER_PREFIX, Plan, misfits, num_lora_parts, raise_if
+from flashvideo.models.convert import TRANSFORMER_PREFIX, Plan, num_lora_parts
 from flashvideo.models.lora import LORA_SUFFIXES, PEFT_PREFIX
 from flashvideo.models.recipe import Chunk, Recipe, State, build_specs
 from flashvideo.models.renaming import (
@@ -20,6 +20,7 @@ from flashvideo.models.renaming import (
     match_fields,
     rename,
 )
+from flashvideo.models.strictness import misfits, raise_if
 
 
 def plan_reference_transformer(specs: State) -> dict[str, Recipe]:

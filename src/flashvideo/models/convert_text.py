@@ -7,8 +7,9 @@ from pathlib import Path
 from transformers import T5Config, T5EncoderModel
 
 from flashvideo.models.checkpoint import Checkpoint, weight_files
-from flashvideo.models.convert import Plan, misfits, raise_if, split_dropped
+from flashvideo.models.convert import Plan
 from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
+from flashvideo.models.strictness import misfits, raise_if, split_dropped
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"

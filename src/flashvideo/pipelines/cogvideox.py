@@ -45,7 +45,8 @@ def cogvideox_preset(folder: Path) -> Preset:
         folder: A `CogVideoXPipeline` as diffusers stores it.
 
     Returns:
-        The preset, called as the folder or repository. It has no Stage II; that part says how much larger a video would be.
+        The preset, called as the folder or repository. It has no Stage II; that part only says how much larger a
+        video would be.
     """
     transformer = read_cogvideox_config(folder / "transformer")
     vae = _config(folder, "vae")

@@ -154,7 +154,8 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
             components = {name: value for name, value in kwargs.items() if not name.endswith("dtype")}
             return cls(**cogvideox_components(folder, dtype=dtype) | components)
         pipeline: Self = super().from_pretrained(folder, **kwargs)
-        if pipeline.config.stage1_lora is not None and not pipeline.has_lora:
+        missing = pipeline.config.stage1_lora is not None and not pipeline.has_lora
+        if missing and pipeline.stage1_transformer is not None:
             load_adapter(pipeline.stage1_transformer, folder / pipeline.config.stage1_lora)
         return pipeline
 
