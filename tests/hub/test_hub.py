@@ -238,6 +238,25 @@ def test_a_disk_that_fills_up_meanwhile_is_one_sentence_and_leaves_nothing(hub, 
     assert not list(cache_folder().glob("FoundationVision*/*"))
 
 
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("Data processing error: connection reset", r"stage1\.pt of .* failed \(Data .*HF_HUB_DISABLE_XET=1"),
+        (
+            "I/O error: No space left on device (os error 28)",
+            r"the disk is full, stage1\.pt of .*set HF_HOME",
+        ),
+    ],
+)
+def test_what_goes_wrong_in_the_library_for_large_files_is_one_sentence(hub, monkeypatch, message, sentence):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("flashvideo.pipelines.hub.hf_hub_download", fail)
+    with pytest.raises(ValueError, match=sentence):
+        fetch()
+
+
 def test_an_interrupted_conversion_leaves_nothing_and_a_killed_one_is_swept_away(hub, monkeypatch):
     def interrupt(files: object, output: Path, **options: object) -> None:
         output.mkdir()

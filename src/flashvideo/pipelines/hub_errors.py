@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,14 @@ def explained(repo: str, *, revision: str | None = None, file: str | None = None
         raise _unreachable(what, error) from error
     except OSError as error:
         raise _broken(what, error, Path(constants.HF_HUB_CACHE), "HF_HOME") from error
+    except RuntimeError as error:  # of hf_xet, through which large files come where it is installed
+        if "No space left" in str(error):
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _broken(what, full, Path(constants.HF_HUB_CACHE), "HF_HOME") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the download of {what} failed ({reason}); start it again, or without Xet: HF_HUB_DISABLE_XET=1"
+        ) from error
 
 
 @contextmanager
