@@ -2,6 +2,7 @@
 
 import errno
 import json
+import zipfile
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ def test_a_written_torch_file_is_read_back_by_torch(tmp_path):
     assert all(
         loaded[name].equal(tensor) and loaded[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
     )
+
+
+def test_a_written_torch_file_is_a_whole_archive_for_other_readers_too(tmp_path):
+    write(write_torch_file, tmp_path / "a.pt", "module")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert archive.testzip() is None
 
 
 def test_progress_counts_every_byte_once(tmp_path):

@@ -11,6 +11,9 @@ from typing import Any
 from flashvideo.models.recipe import State
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
+LORA_FOLDER = "stage1_lora"
+"""Name of the adapter's folder inside a model's folder."""
+
 ADAPTER_STEM = "adapter_model"
 ADAPTER_FILE = f"{ADAPTER_STEM}.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -95,3 +98,16 @@ def load_adapter(transformer: FlashVideoTransformer3DModel, folder: Path) -> Non
     transformer.load_lora_adapter(
         folder, weight_name=ADAPTER_FILE, prefix=PEFT_PREFIX.rstrip("."), adapter_name=ADAPTER_NAME
     )
+
+
+def refuse_kept_lora(folder: Path) -> None:
+    """Check that a model's Stage I weights are whole, for those who load them without a pipeline.
+
+    Raises:
+        ValueError: If the model keeps a LoRA apart.
+    """
+    if (folder / LORA_FOLDER).is_dir():
+        raise ValueError(
+            f"{folder} keeps Stage I's LoRA apart, and its weights alone are another model; "
+            "convert with the LoRA merged"
+        )

@@ -5,6 +5,9 @@ The headers are written from shapes and dtypes alone, so that never more than on
 
 import json
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,12 +111,33 @@ def write_torch_file(path: Path, root: str, specs: State, build: Build, *, on_by
         empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in specs.items()}
     with skip_data(materialize_fake_tensors=True):  # leaves room for the data, which follows
         torch.save({root: empty}, path)
-    room = torch.load(path, map_location="meta", weights_only=True)[root]
+    places = _places(path)
     with _writing(path, "r+b") as file:
-        for name, tensor in room.items():
-            file.seek(tensor.untyped_storage()._checkpoint_offset)
-            file.write(_bytes_of(build(name), specs[name]))
+        for nth, (name, tensor) in enumerate(specs.items()):  # torch numbers its records in this order
+            data, entry = places[f"data/{nth}"]
+            content = _bytes_of(build(name), tensor)
+            file.seek(data)
+            file.write(content)
+            if content:  # the checksum stands behind the data and in the archive's directory
+                checksum = zlib.crc32(content).to_bytes(4, "little")
+                for place in (data + tensor.nbytes + 4, entry + 16):
+                    file.seek(place)
+                    file.write(checksum)
             on_bytes(tensor.nbytes)
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each record's data and its entry in the directory begin, in bytes from the file's start."""
+    places = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entry = archive.start_dir
+        for info in archive.infolist():
+            file.seek(info.header_offset + 26)
+            data = info.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))  # name and padding vary
+            places[info.filename.partition("/")[2]] = (data, entry)
+            file.seek(entry + 28)
+            entry += 46 + sum(struct.unpack("<3H", file.read(6)))
+    return places
 
 
 def _bytes_of(tensor: torch.Tensor, expected: torch.Tensor) -> memoryview:

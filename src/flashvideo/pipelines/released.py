@@ -35,6 +35,7 @@ from flashvideo.models.convert_text import (
 from flashvideo.models.lora import (
     ADAPTER_CONFIG,
     ADAPTER_STEM,
+    LORA_FOLDER,
     PEFT_PREFIX,
     adapter_config,
     adapter_header,
@@ -44,7 +45,7 @@ from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
 from flashvideo.models.shards import MAX_SHARD_BYTES, write_weights
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
-from flashvideo.pipelines.two_stage import STAGE1_LORA_FOLDER, FlashVideoPipeline
+from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.presets import FLASHVIDEO, RELEASED_FILES, Preset
 from flashvideo.schedule import FlashVideoScheduler
 
@@ -249,7 +250,7 @@ def _plan_stage(
     if settings is None:
         return part, None
     lora = {PEFT_PREFIX + key: recipe for key, recipe in plan.lora.items()}
-    adapter = _part(STAGE1_LORA_FOLDER, sources, Plan(weights=lora, dropped={}), dtype)
+    adapter = _part(LORA_FOLDER, sources, Plan(weights=lora, dropped={}), dtype)
     return part, dataclasses.replace(adapter, adapter=settings)
 
 
@@ -317,7 +318,7 @@ def _describe(
         stage2_transformer=models["stage2_transformer"],
         stage2_scheduler=FlowMatchEulerDiscreteScheduler(shift=preset.stage2.shift),
         preset=preset,
-        stage1_lora=STAGE1_LORA_FOLDER if with_lora else None,
+        stage1_lora=LORA_FOLDER if with_lora else None,
     )
 
 
@@ -359,7 +360,7 @@ def _notes(stage1: Part, adapter: Part | None, text_encoder: Path | None) -> tup
             "there is no text encoder in this folder, so it takes no prompts; give a CogVideoX or T5 folder for that"
         )
     if adapter is not None:
-        notes.append(f"Stage I's LoRA lies in {STAGE1_LORA_FOLDER}, and loading the folder needs peft")
+        notes.append(f"Stage I's LoRA lies in {LORA_FOLDER}, and loading the folder needs peft")
     elif not any(recipe.lora for recipe in stage1.recipes.values()):
         notes.append("Stage I's file holds no LoRA; its weights were taken as they are")
     return tuple(notes)

@@ -53,9 +53,6 @@ from flashvideo.vae import Tiling
 
 logger = logging.getLogger(__name__)
 
-STAGE1_LORA_FOLDER = "stage1_lora"
-"""Folder of a LoRA that is kept beside Stage I's weights."""
-
 
 class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
     """From a prompt to the final video, in two stages.
