@@ -13,7 +13,13 @@ from types import ModuleType
 import pytest
 import sentencepiece
 import torch
-from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
@@ -217,6 +223,46 @@ def chat_service(monkeypatch) -> Iterator[ChatService]:
     service.server.shutdown()
     service.server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def cogvideox_folder(tiny_vae, tmp_path) -> Callable[..., Path]:
+    """`cogvideox_folder(rotary=...)` writes a CogVideoX of diffusers' own classes; it fits `toy_pipeline`.
+
+    Its own size is 5 frames of 16x24; `rotary` tells a 5B (true) from a 2B. Other arguments are its transformer's.
+    """
+
+    def build(*, rotary: bool, name: str = "cogvideox", **overrides: object) -> Path:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            transformer = CogVideoXTransformer3DModel(
+                **TINY_TRANSFORMER
+                | {"sample_height": 4, "sample_width": 6, "sample_frames": 5}
+                | {"use_rotary_positional_embeddings": rotary}
+                | overrides
+            )
+            torch.manual_seed(0)  # the text encoder of `toy_pipeline`
+            config = T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+            text_encoder = T5EncoderModel(config)
+        tiny_vae.register_to_config(scaling_factor=0.7 if rotary else 1.15258426)
+        scheduler = CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            snr_shift_scale=1.0 if rotary else 3.0,
+        )
+        words = ["a", "red", "blue", "circle", "square", "moves", "left", "slowly", ","]
+        pipeline = CogVideoXPipeline(
+            tokenizer=build_word_tokenizer(words),
+            text_encoder=text_encoder,
+            vae=tiny_vae,
+            transformer=transformer,
+            scheduler=scheduler,
+        )
+        pipeline.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return build
 
 
 @pytest.fixture

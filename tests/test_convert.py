@@ -7,7 +7,6 @@ from diffusers import AutoencoderKLCogVideoX
 from flashvideo.models.convert import (
     convert_transformer,
     convert_vae,
-    read_checkpoint,
     transformer_config,
     vae_config,
 )
@@ -176,7 +175,7 @@ def test_every_missing_unknown_and_misshaped_weight_is_named_at_once(stage2):
         (lambda s: s.update({QKV + ".original.bias": torch.zeros(385)}), "its rows do not divide by 3"),
         (
             lambda s: (s.pop(QKV + ".matrix_A.2"), s.pop(QKV + ".matrix_B.2")),
-            r"has LoRA parts \[0, 1\], expected 0\.\. of a number that divides 3",
+            r"has LoRA parts \[0, 1\], expected \[0, 1, 2\]",
         ),
         (
             lambda s: (s.pop(QKV + ".matrix_A.0"), s.pop(QKV + ".matrix_B.0")),
@@ -188,27 +187,3 @@ def test_an_incomplete_or_misshaped_lora_is_an_error(stage1, change, message):
     change(stage1)
     with pytest.raises(ValueError, match=message):
         convert_transformer(stage1)
-
-
-@pytest.mark.parametrize("key", ["module", "state_dict", None])
-def test_a_checkpoint_is_read_from_under_the_references_keys(tmp_path, key):
-    state = {"a": torch.arange(3.0)}
-    torch.save(state if key is None else {key: state, "step": 3}, tmp_path / "model.pt")
-    assert read_checkpoint(tmp_path / "model.pt")["a"].equal(state["a"])
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    torch.save({"module": {"a": Surprise()}}, tmp_path / "model.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        read_checkpoint(tmp_path / "model.pt")
-
-
-class Surprise:
-    """Something that unpickling would have to construct."""
-
-
-@pytest.mark.parametrize("content", [{}, {"step": 3}, [1, 2]])
-def test_a_file_without_a_state_dict_is_an_error(tmp_path, content):
-    torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        read_checkpoint(tmp_path / "model.pt")

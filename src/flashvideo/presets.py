@@ -9,6 +9,18 @@ from typing import Any, Self
 NUM_TRAIN_TIMESTEPS = 1000
 """Length of the noise schedule and range of the network's time input, from CogVideoX."""
 
+RELEASED_REPOSITORY = "FoundationVision/FlashVideo"
+"""Repository of the authors' released weights on the Hugging Face Hub."""
+
+RELEASED_FILES = ("stage1.pt", "stage2.pt", "3d-vae.pt")
+"""Its files: the transformers of both stages and the VAE; the text encoder is not among them."""
+
+TEXT_ENCODER_REPOSITORY = "zai-org/CogVideoX-2b"
+"""Where the released models' text encoder and tokenizer (T5-v1.1-XXL) lie, in folders of those names."""
+
+COGVIDEOX_GUIDANCE_SCALE = 6.0
+"""Constant guidance scale of CogVideoX-2B and 5B, which as Stage I have no preset of their own."""
+
 GUIDANCE_SCHEDULES = ("constant", "reference")
 """Names that `flashvideo.schedule.guidance_scale_at` knows."""
 
@@ -262,3 +274,62 @@ TRAINED_RANGES: Mapping[str, TrainedRange] = MappingProxyType(
     }
 )
 """Training ranges by the name of the preset; a model of another name has none."""
+
+RELEASED_STAGE1_TRANSFORMER: Mapping[str, Any] = MappingProxyType(
+    {
+        "num_attention_heads": 48,
+        "attention_head_dim": 64,
+        "in_channels": 16,
+        "out_channels": 16,
+        "time_embed_dim": 512,
+        "text_embed_dim": 4096,
+        "num_layers": 42,
+        "patch_size": 2,
+        "max_text_seq_length": FLASHVIDEO.stage1.max_text_tokens,
+        "noise_step_embed": False,
+        "num_frames_embed": False,
+    }
+)
+"""Config of Stage I's transformer, CogVideoX-5B (stage1.yaml)."""
+
+RELEASED_STAGE2_TRANSFORMER: Mapping[str, Any] = MappingProxyType(
+    {
+        **RELEASED_STAGE1_TRANSFORMER,
+        "num_attention_heads": 30,
+        "num_layers": 30,
+        "noise_step_embed": True,
+        "num_frames_embed": True,
+    }
+)
+"""Config of Stage II's transformer, CogVideoX-2B with two more embedders (stage2.yaml)."""
+
+RELEASED_STAGE1_LORA_RANK = 128
+"""Rank of Stage I's LoRA (stage1.yaml; paper section 3.1); its alpha is 1."""
+
+RELEASED_VAE: Mapping[str, Any] = MappingProxyType(
+    {
+        "block_out_channels": (128, 256, 256, 512),
+        "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+        "latent_channels": 16,
+        "layers_per_block": 3,
+    }
+)
+"""Config of the VAE of both stages, CogVideoX's; what is not named here is diffusers' default."""
+
+RELEASED_TEXT_ENCODER: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "tie_word_embeddings": False,
+    }
+)
+"""Config of the text encoder of both stages, T5-v1.1-XXL."""

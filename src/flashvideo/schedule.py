@@ -28,16 +28,18 @@ def alphas_cumprod_sqrt_table(
     *,
     beta_start: float = BETA_START,
     beta_end: float = BETA_END,
+    snr_shift_scale: float = 1.0,
 ) -> torch.Tensor:
     """a = sqrt(alpha_bar) of every training step, rescaled to end at zero.
 
     Betas are linear in their square roots; the rescaling is linear in a and keeps the first entry
-    (arXiv 2305.08891, algorithm 1).
+    (arXiv 2305.08891, algorithm 1). Before it alpha_bar becomes ``alpha_bar / (s + (1 - s) alpha_bar)``, which divides
+    the signal-to-noise ratio by s = ``snr_shift_scale``: 1 in CogVideoX-5B and FlashVideo, 3 in CogVideoX-2B.
 
     Returns:
         Float32 (num_train_timesteps,), from 0.9996 (clean) at index 0 down to 0 (pure noise).
     """
-    alphas_cumprod = _alphas_cumprod(num_train_timesteps, beta_start, beta_end)
+    alphas_cumprod = _alphas_cumprod(num_train_timesteps, beta_start, beta_end, snr_shift_scale)
     return _rescale_to_zero(alphas_cumprod.sqrt())
 
 
@@ -118,6 +120,7 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: Length of the training schedule.
         beta_start: First beta.
         beta_end: Last beta.
+        snr_shift_scale: What the signal-to-noise ratio is divided by, see `alphas_cumprod_sqrt_table`.
 
     Example:
         >>> import torch
@@ -136,8 +139,11 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = NUM_TRAIN_TIMESTEPS,
         beta_start: float = BETA_START,
         beta_end: float = BETA_END,
+        snr_shift_scale: float = 1.0,
     ) -> None:
-        self.table = alphas_cumprod_sqrt_table(num_train_timesteps, beta_start=beta_start, beta_end=beta_end)
+        self.table = alphas_cumprod_sqrt_table(
+            num_train_timesteps, beta_start=beta_start, beta_end=beta_end, snr_shift_scale=snr_shift_scale
+        )
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self.alphas_cumprod_sqrt = torch.empty(0)
@@ -162,7 +168,9 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         steps = np.linspace(config.num_train_timesteps - 1, 0, num_inference_steps, endpoint=False).astype(
             np.int64
         )
-        alphas_cumprod = _alphas_cumprod(config.num_train_timesteps, config.beta_start, config.beta_end)
+        alphas_cumprod = _alphas_cumprod(
+            config.num_train_timesteps, config.beta_start, config.beta_end, config.snr_shift_scale
+        )
         # The reference rescales the chosen sub-sequence (clean first), not the whole table.
         rescaled = _rescale_to_zero(alphas_cumprod[torch.from_numpy(steps[::-1].copy())].sqrt()).flip(0)
         self.alphas_cumprod_sqrt = torch.cat((rescaled, rescaled.new_ones(1)))  # (N + 1,)
@@ -250,11 +258,14 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         return int(self.config.num_train_timesteps)
 
 
-def _alphas_cumprod(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
+def _alphas_cumprod(
+    num_train_timesteps: int, beta_start: float, beta_end: float, snr_shift_scale: float
+) -> torch.Tensor:
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).to(
-        torch.float32
-    )  # float32 from here on, to equal the reference's bits
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    if snr_shift_scale != 1:
+        alphas_cumprod = alphas_cumprod / (snr_shift_scale + (1 - snr_shift_scale) * alphas_cumprod)
+    return alphas_cumprod.to(torch.float32)  # float32 from here on, to equal the reference's bits
 
 
 def _rescale_to_zero(alphas_cumprod_sqrt: torch.Tensor) -> torch.Tensor:

@@ -395,7 +395,10 @@ def test_a_write_protected_output_is_refused(call, refusal, tmp_path, monkeypatc
 def test_an_unknown_model_is_refused_with_the_known_ones(call, refusal, tmp_path):
     for model in ("nanoo", tmp_path):
         said = refusal(call, "generate", PROMPT, "-o", tmp_path / "out.mp4", "--model", model)
-        assert_matches(said, "model must be one of 'nano' or a folder with a model_index.json, got")
+        assert_matches(
+            said,
+            "model must be one of 'nano', 'flashvideo', a folder with a model_index.json or a repository",
+        )
 
 
 def test_a_preview_that_is_none_is_refused(flashvideo, refusal, tmp_path):

@@ -104,7 +104,7 @@ def nano(tmp_path, monkeypatch):
         (tmp_path / part).mkdir()
         (tmp_path / part / "model.safetensors").touch()
     (tmp_path / "model_index.json").touch()
-    monkeypatch.setattr("flashvideo.pipelines.loading.NANO_PATH", tmp_path)
+    monkeypatch.setattr("flashvideo.pipelines.folders.NANO_PATH", tmp_path)
     return tmp_path
 
 

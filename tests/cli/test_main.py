@@ -14,7 +14,7 @@ from flashvideo.cli import build_parser, info
 from flashvideo.cli.messages import one_sentence
 from flashvideo.cli.results import Phases, Result
 
-COMMANDS = ["generate", "enhance", "train", "info", "doctor"]
+COMMANDS = ["generate", "enhance", "train", "convert", "info", "doctor"]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashvideo.pipelines import loading
+from flashvideo.pipelines import folders, loading
 
 
 @pytest.fixture
@@ -13,13 +13,13 @@ def model_at(tmp_path):
 
 
 def test_nano_is_a_folder_of_the_package():
-    assert loading.NANO_PATH.parent.parent.name == "flashvideo"
-    assert loading.MODELS["nano"] == loading.NANO_PATH
+    assert folders.NANO_PATH.parent.parent.name == "flashvideo"
+    assert folders.MODELS["nano"] == folders.NANO_PATH
 
 
 def test_a_folder_with_a_model_index_is_taken_as_it_is(model_at):
-    assert loading.model_folder(model_at) == model_at
-    assert loading.model_folder(str(model_at)) == model_at
+    assert folders.model_folder(model_at) == model_at
+    assert folders.model_folder(str(model_at)) == model_at
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -36,14 +36,15 @@ def test_a_saved_pipeline_is_loaded_in_the_dtype_asked_for_with_its_preset(pipel
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"one of 'nano' or a folder.*got 'micro', and there is no such folder"
+        ValueError,
+        match=r"one of 'nano', 'flashvideo', a folder.* or a repository.*got 'micro', and there is no such folder",
     ):
-        loading.model_folder("micro")
+        folders.model_folder("micro")
 
 
 def test_a_folder_that_holds_no_pipeline_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"which has no model_index\.json"):
-        loading.model_folder(tmp_path)
+        folders.model_folder(tmp_path)
 
 
 def test_auto_prefers_cuda_to_mps_and_mps_to_the_cpu(monkeypatch):

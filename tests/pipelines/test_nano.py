@@ -7,7 +7,8 @@ from flashvideo.data.captions import full_caption
 from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_ratio
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.evaluation.suite import held_out_scene, upscale
-from flashvideo.pipelines.loading import NANO_PATH, load_pipeline
+from flashvideo.pipelines.folders import NANO_PATH
+from flashvideo.pipelines.loading import load_pipeline
 
 
 @pytest.fixture(scope="module")

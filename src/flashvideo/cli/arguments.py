@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flashvideo.pipelines.sizes import named_size
-from flashvideo.presets import NANO
+from flashvideo.presets import NANO, RELEASED_REPOSITORY, TEXT_ENCODER_REPOSITORY
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,22 @@ def log_odd_size(height: int, width: int) -> None:
         logger.warning("%dx%d is an odd size, which some players do not show", width, height)
 
 
+def lora(text: str) -> tuple[Path, float]:
+    """Converts `FILE` or `FILE:SCALE` to file and scale.
+
+    >>> lora("anime.safetensors:0.8")[1], lora("anime.safetensors")[1]
+    (0.8, 1.0)
+    """
+    name, _, scale = text.rpartition(":")
+    try:
+        value = float(scale)
+    except ValueError:
+        name, value = text, 1.0
+    if not name or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be FILE or FILE:SCALE, got {text!r}")
+    return Path(name), value
+
+
 def prompt(text: str) -> str:
     """Refuses a prompt without any words."""
     if not text.strip():
@@ -108,8 +124,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        metavar="NAME|DIR",
-        help="a model's name, or its folder (default: %(default)s, which is inside the package)",
+        metavar="NAME|DIR|REPO",
+        help=f"a model's name, its folder, or its repository on the Hugging Face Hub such as {RELEASED_REPOSITORY}, "
+        "which is downloaded and converted once (default: %(default)s, which is inside the package)",
+    )
+    group.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit of the repository (default: its newest)"
+    )
+    group.add_argument(
+        "--text-encoder",
+        metavar="DIR|REPO",
+        help=f"text encoder of a release, which comes without one (default: that of {TEXT_ENCODER_REPOSITORY})",
     )
     add_device(group)
     group.add_argument(

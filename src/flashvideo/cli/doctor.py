@@ -142,7 +142,7 @@ def has_encoder(name: str) -> bool:
 
 def nano_weights() -> str | None:
     """Returns the folder of the model inside the package, None if it is not complete."""
-    from flashvideo.pipelines.loading import NANO_PATH
+    from flashvideo.pipelines.folders import NANO_PATH
 
     parts = ("text_encoder", "vae", "stage1_transformer", "stage2_transformer")
     complete = (NANO_PATH / "model_index.json").is_file() and all(

@@ -101,6 +101,7 @@ def run(arguments: argparse.Namespace) -> Result:
             info, num_frames = inspect_video(arguments.input)
         with phases("load"):
             pipeline = open_pipeline(arguments)
+            pipeline.check_has_stage2()
             settings = choose_settings(arguments, pipeline, info)
         with phases("enhance"):
             enhance_file(arguments, pipeline, settings, info, num_frames=num_frames, seed=seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="TEXT",
         help="has no effect on these models, which are guided against no text; it is answered with a warning",
     )
+    parts = parser.add_argument_group("Stage I")
+    parts.add_argument(
+        "--stage1",
+        metavar="DIR|REPO",
+        help="a CogVideoX-2B or 5B to make the preview with, instead of the model's own Stage I",
+    )
+    parts.add_argument(
+        "--lora",
+        dest="loras",
+        action="append",
+        default=[],
+        type=shared.lora,
+        metavar="FILE[:SCALE]",
+        help="a LoRA for CogVideoX to put on Stage I, in safetensors; may be given several times",
+    )
     shared.add_model_options(parser)
     shared.add_text_cache(parser)
     shared.add_prompt_metadata(parser)
@@ -174,9 +190,9 @@ def check_combination(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is None:
         raise UsageError("generate needs -o OUT for the video")
-    for name in ("preview", "preview_only", "previews", "frames", "portrait"):
+    for name in ("preview", "preview_only", "previews", "frames", "portrait", "loras"):
         if getattr(arguments, name):
-            option = "--" + name.replace("_", "-")
+            option = "--" + name.replace("_", "-").removesuffix("s" if name == "loras" else "")
             raise UsageError(
                 f"{option} is of the preview, which --from-preview has already; drop one of the two"
             )
@@ -219,7 +235,9 @@ def check_files(arguments: argparse.Namespace) -> list[Path]:
         check_output(path)
     for path in beside:
         check_output(path, (path.suffix,))
-    inputs = [] if arguments.from_preview is None else [arguments.from_preview]
+    inputs = [path for path, _ in arguments.loras]
+    if arguments.from_preview is not None:
+        inputs.append(arguments.from_preview)
     for path in inputs:
         check_input(path)
     outputs = [] if arguments.preview_only or arguments.previews else [arguments.output]
@@ -241,7 +259,10 @@ def prepare(arguments: argparse.Namespace, phases: Phases, refinement: Refinemen
     from flashvideo.video import probe_video
 
     source = None if arguments.from_preview is None else read_preview(arguments.from_preview)
-    pipeline = open_pipeline(arguments)
+    pipeline = open_pipeline(arguments, stage1=arguments.stage1)
+    put_on_loras(pipeline, arguments.loras)
+    if not (arguments.preview_only or arguments.previews):
+        pipeline.check_has_stage2()
     size = choose_size(arguments, pipeline, source)
     frame_rate = Fraction(pipeline.preset.stage1.frame_rate).limit_denominator(1001)
     if source is not None and not isinstance(source, PreviewState):
@@ -280,3 +301,21 @@ def choose_size(
     size = named_size(arguments.size or REFERENCE, portrait=portrait, preset=pipeline.preset)
     shared.log_odd_size(*size)
     return size
+
+
+def put_on_loras(pipeline: FlashVideoPipeline, loras: Sequence[tuple[Path, float]]) -> None:
+    """Loads LoRAs and sets their scales.
+
+    Raises:
+        ValueError: If one does not fit, or two have the same name.
+    """
+    from flashvideo.pipelines.stage1_lora import adapter_name_of
+
+    scales = {adapter_name_of(path): scale for path, scale in loras}
+    if len(scales) < len(loras):
+        names = ", ".join(path.name for path, _ in loras)
+        raise ValueError(f"--lora needs files of different names, got {names}; rename one of them")
+    for path, _ in loras:
+        pipeline.load_lora_weights(path, adapter_name=adapter_name_of(path))
+    if scales:
+        pipeline.set_lora_scales(scales)

@@ -225,6 +225,7 @@ class Generation:
             enlarged=enlarged,
             detail={**self.detail_settings(), "prompt_prefix": self.arguments.motion_prefix},
             model=self.arguments.model,
+            stage1=self.arguments.stage1,
             prompt=self.prompt,
             refinement=self.refinement,
             seed=self.seed if shape is not None or preview is None else preview.settings.seed,
@@ -261,6 +262,9 @@ class Generation:
         words = ["flashvideo", "generate", "--from-preview", str(preview), "-o", str(output)]
         if arguments.model != DEFAULT_MODEL:
             words += ["--model", arguments.model]
+        for name in ("revision", "text_encoder", "stage1"):
+            if (value := getattr(arguments, name)) is not None:
+                words += ["--" + name.replace("_", "-"), value]
         return shlex.join(words)
 
 

@@ -24,6 +24,7 @@ def two_stage_metadata(
     enlarged: tuple[int, int] | None,
     detail: Mapping[str, Any],
     model: str,
+    stage1: str | None,
     prompt: str | None,
     refinement: Refinement | None = None,
     seed: int | None,
@@ -38,6 +39,7 @@ def two_stage_metadata(
         enlarged: Height and width that Stage II worked at, where there is a final video.
         detail: The pipeline's arguments for Stage II, None where the model's own apply.
         model: The model's name or folder.
+        stage1: Likewise of the model whose Stage I takes the place of its own, if there is one.
         prompt: The prompt of this command; None if the preview's applies.
         refinement: How the prompt of this command was refined, if it was.
         seed: The seed of this command; None if the preview's applies.
@@ -59,6 +61,10 @@ def two_stage_metadata(
             "guidance_scale": made.guidance_scale,
             "guidance_schedule": made.guidance_schedule,
         }
+        if stage1 is not None:
+            settings["stage1"]["model"] = model_label(stage1)
+        if made.loras:
+            settings["stage1"]["loras"] = list(made.loras)
         if prompt is None or prompt == made.prompts[0]:
             prompt, refinement = made.prompts[0], Refinement.of_preview(made)
         if with_prompt and prompt != made.prompts[0]:

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 
-def open_pipeline(arguments: argparse.Namespace) -> FlashVideoPipeline:
-    """Loads the pipeline that `--model`, `--device` and `--dtype` ask for; its own progress bars are off.
+def open_pipeline(arguments: argparse.Namespace, *, stage1: str | None = None) -> FlashVideoPipeline:
+    """Loads the pipeline that the options of `add_model_options` ask for; its own progress bars are off.
+
+    Args:
+        arguments: What was asked for.
+        stage1: Another model to take Stage I from.
 
     With `--text-cache` the text encoder is left out: `text_from_cache` loads it when it is needed.
 
     Raises:
-        ValueError: If there is no such model, device or dtype.
+        ValueError: If there is no such model, device or dtype, or the other Stage I does not fit.
     """
     from flashvideo.pipelines.loading import load_pipeline
 
@@ -31,7 +35,10 @@ def open_pipeline(arguments: argparse.Namespace) -> FlashVideoPipeline:
             arguments.model,
             device=arguments.device,
             dtype=arguments.dtype,
-            text_encoder=arguments.text_cache is None,
+            revision=arguments.revision,
+            text_encoder=arguments.text_encoder,
+            load_text_encoder=arguments.text_cache is None,
+            stage1=stage1,
         )
     pipeline.set_progress_bar_config(disable=True)  # the command shows its own
     return pipeline

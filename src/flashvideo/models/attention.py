@@ -29,16 +29,20 @@ class FlashVideoAttnProcessor:
         attn: "FlashVideoAttention",
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        rotary_tables: tuple[torch.Tensor, torch.Tensor],
+        rotary_tables: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FlashVideoAttention.forward`."""
         num_text = encoder_hidden_states.shape[1]
         video_query, video_key, video_value = attn.project(hidden_states)  # (B, S, H, D)
         text_query, text_key, text_value = attn.project(encoder_hidden_states)  # (B, L, H, D)
         value = torch.cat((text_value, video_value), dim=1)  # (B, L + S, H, D)
+        if rotary_tables is not None:
+            video_query, video_key = (
+                apply_rope(states, rotary_tables) for states in (video_query, video_key)
+            )
         # Under autocast the norms may return float32; kernels want one dtype.
-        query = torch.cat((text_query, apply_rope(video_query, rotary_tables)), dim=1).to(value.dtype)
-        key = torch.cat((text_key, apply_rope(video_key, rotary_tables)), dim=1).to(value.dtype)
+        query = torch.cat((text_query, video_query), dim=1).to(value.dtype)
+        key = torch.cat((text_key, video_key), dim=1).to(value.dtype)
 
         attended = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
@@ -114,14 +118,14 @@ class FlashVideoAttention(nn.Module, AttentionModuleMixin):
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        rotary_tables: tuple[torch.Tensor, torch.Tensor],
+        rotary_tables: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend over [text, video]; only video tokens carry a position.
 
         Args:
             hidden_states: Video tokens (B, S, C).
             encoder_hidden_states: Text tokens (B, L, C).
-            rotary_tables: ``(cos, sin)`` of shape (S, D).
+            rotary_tables: ``(cos, sin)`` of shape (S, D); None where positions are added to the tokens instead.
 
         Returns:
             Updated video tokens (B, S, C) and text tokens (B, L, C).

@@ -9,6 +9,7 @@ Shapes: B batch, S = f * h * w video tokens (time slowest), H heads, D channels 
 from collections.abc import Callable
 
 import torch
+from diffusers.models.embeddings import get_3d_sincos_pos_embed
 from einops import rearrange, repeat
 from torch import nn
 
@@ -168,6 +169,41 @@ class PositionEmbedding3D(nn.Module):
         cos, sin = token_tables(latents, self.patch_size, self.head_dim, frame_positions)
         features = torch.cat((cos[:, ::2], sin[:, ::2]), dim=-1)  # (S, D)
         return self.linear(features.to(self.linear.weight.dtype))
+
+
+class FixedPositionEmbedding3D(nn.Module):
+    """CogVideoX-2B's absolute positions: sines and cosines, a quarter of the channels for time, the rest for space.
+
+    Args:
+        patch_size: Latent pixels per token side.
+        dim: Token channels C, a multiple of 16.
+        spatial_scale: What rows and columns are divided by.
+        temporal_scale: What frames' positions are divided by.
+    """
+
+    def __init__(self, patch_size: int, dim: int, spatial_scale: float, temporal_scale: float) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.dim = dim
+        self.spatial_scale = spatial_scale
+        self.temporal_scale = temporal_scale
+
+    def forward(self, latents: torch.Tensor, frame_positions: torch.Tensor | None = None) -> torch.Tensor:
+        """What to add to the video tokens of latents (B, f, C, h, w); returns (f * h/p * w/p, C)."""
+        num_frames, height, width = latents.shape[1], latents.shape[3], latents.shape[4]
+        if frame_positions is not None:
+            num_frames = int(frame_positions.max()) + 1
+        table = get_3d_sincos_pos_embed(
+            self.dim,
+            (width // self.patch_size, height // self.patch_size),
+            num_frames,
+            self.spatial_scale,
+            self.temporal_scale,
+            device=latents.device,
+        )  # (f, h/p * w/p, C)
+        if frame_positions is not None:
+            table = table[frame_positions.to(table.device)]
+        return table.flatten(0, 1).to(latents.dtype)
 
 
 class RotaryEmbedding3D(nn.Module):

@@ -3,7 +3,8 @@
 A CogVideoX transformer with 3D RoPE. Parameter names are those of diffusers' ``CogVideoXTransformer3DModel``, so
 CogVideoX weights and LoRAs load. Stage II adds two optional embedders: the step of the latent degradation and the
 number of latent frames, both added to the time embedding. Small models may have two more, which the released ones lack:
-pooled text, added likewise, and absolute positions. A new model starts by `flashvideo.models.initialization`.
+pooled text, added likewise, and absolute positions. A new model starts by `flashvideo.models.initialization`, and a
+CogVideoX one is read by `flashvideo.models.cogvideox`; of these the 2B has fixed absolute positions instead of RoPE.
 
 Shapes: B batch, f latent frames, c latent channels, h and w latent height and width, p patch size,
 S = f * h/p * w/p video tokens, L text tokens, C channels of the token stream, E time embedding channels.
@@ -23,7 +24,7 @@ from einops import rearrange
 from torch import nn
 
 from flashvideo.models.attention import FlashVideoAttention
-from flashvideo.models.rope import PositionEmbedding3D, RotaryEmbedding3D
+from flashvideo.models.rope import FixedPositionEmbedding3D, PositionEmbedding3D, RotaryEmbedding3D
 
 
 class PatchEmbed(nn.Module):
@@ -148,7 +149,7 @@ class FlashVideoBlock(nn.Module):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
-        rotary_tables: tuple[torch.Tensor, torch.Tensor],
+        rotary_tables: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Update video tokens (B, S, C) and text tokens (B, L, C)."""
         video, text, gate, text_gate = self.norm1(hidden_states, encoder_hidden_states, temb)
@@ -192,6 +193,10 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             released models).
         pooled_text_embed: Whether the text tokens' largest values join the time embedding (not in the released
             models).
+        use_rotary_positional_embeddings: Whether queries and keys are rotated by their position (3D RoPE); otherwise
+            a fixed table of sines and cosines is added to the video tokens, as in CogVideoX-2B.
+        spatial_interpolation_scale: What that table divides rows and columns by.
+        temporal_interpolation_scale: What that table divides the frames' positions by.
 
     Example:
         >>> import torch
@@ -246,6 +251,9 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         num_frames_embed: bool = False,
         position_embed: bool = False,
         pooled_text_embed: bool = False,
+        use_rotary_positional_embeddings: bool = True,
+        spatial_interpolation_scale: float = 1.875,
+        temporal_interpolation_scale: float = 1.0,
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -266,6 +274,11 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             )
         if position_embed:
             self.position_embedding = PositionEmbedding3D(attention_head_dim, patch_size, dim)
+        self.fixed_positions = None
+        if not use_rotary_positional_embeddings:
+            self.fixed_positions = FixedPositionEmbedding3D(
+                patch_size, dim, spatial_interpolation_scale, temporal_interpolation_scale
+            )
 
         self.transformer_blocks = nn.ModuleList(
             FlashVideoBlock(
@@ -362,10 +375,14 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         height = hidden_states.shape[3] // patch_size
 
         temb = self.embed_conditions(timestep, noise_step, hidden_states, encoder_hidden_states)  # (B, E)
-        rotary_tables = self.rope(hidden_states, frame_positions)  # 2 x (S, D)
+        rotary_tables = None
+        if self.fixed_positions is None:
+            rotary_tables = self.rope(hidden_states, frame_positions)  # 2 x (S, D)
         video, text = self.patch_embed(hidden_states, encoder_hidden_states)  # (B, S, C), (B, L, C)
         if self.position_embedding is not None:
             video = video + self.position_embedding(hidden_states, frame_positions)
+        if self.fixed_positions is not None:
+            video = video + self.fixed_positions(hidden_states, frame_positions)
         if torch.is_autocast_enabled(video.device.type):
             # A float32 residual stream costs little and trains better.
             video, text = video.float(), text.float()

@@ -1,6 +1,7 @@
 """From a model's name to a pipeline that is ready to run: which folder, which device, which dtype.
 
-A model is a folder that diffusers can read. One ships inside the package, `nano`; every other is named by its path.
+A model is a folder that diffusers can read. One ships inside the package, `nano`; every other is named by its path, or
+by its repository on the Hugging Face Hub.
 Device and dtype are found by looking at the machine: the dtype by timing the two operations in which nearly all of
 the work happens, linear layers and 3D convolutions.
 """
@@ -16,15 +17,19 @@ from pathlib import Path
 
 import torch
 
+from flashvideo.pipelines.cogvideox import (
+    check_stage1_fits,
+    cogvideox_preset,
+    preset_with_stage1,
+    stage1_components,
+)
+from flashvideo.pipelines.folders import model_folder
+from flashvideo.pipelines.hub import PIPELINES, check_pipeline
+from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.presets import NANO
 
 logger = logging.getLogger(__name__)
-
-NANO_PATH = Path(__file__).parents[1] / "assets" / "nano"
-"""Folder of the model that ships inside the package."""
-
-MODELS: Mapping[str, Path] = {"nano": NANO_PATH}
-"""Models that have a name; all others are folders."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -39,56 +44,97 @@ that the same machine makes the same choice, and with it the same video, on ever
 
 
 def load_pipeline(
-    model: str | Path = "nano",
+    model: str | Path = NANO.name,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-    text_encoder: bool = True,
+    revision: str | None = None,
+    text_encoder: str | Path | None = None,
+    load_text_encoder: bool = True,
+    stage1: str | Path | None = None,
 ) -> FlashVideoPipeline:
     """Loads the two-stage pipeline of a model, on a device and in a dtype that suit this machine.
 
     Args:
-        model: `"nano"`, or the folder of a model as `save_pretrained` and `flashvideo train` write it.
+        model: `"nano"`, `"flashvideo"`, the folder of a model as `save_pretrained` and `flashvideo train` write it, or
+            its repository on the Hugging Face Hub: `"FoundationVision/FlashVideo"` or another with such checkpoints,
+            which are converted once into the cache folder, or a pipeline in diffusers' layout. A CogVideoX-2B or 5B
+            makes previews only.
         device: A torch device, or `"auto"` for the first of cuda, mps and cpu that is there.
         dtype: A torch dtype or its name, or `"auto"` for the faster one by a short probe (`probe_dtype`).
-        text_encoder: Whether to load the text encoder; without it a call takes `prompt_embeds` and no prompt.
+        revision: Branch, tag or commit of the model's repository; the newest if None.
+        text_encoder: Repository or folder of the text encoder of released checkpoints, which come without; a pipeline
+            with the folders `text_encoder` and `tokenizer`. CogVideoX-2B's if None.
+        load_text_encoder: Whether to load the text encoder; without it a call takes `prompt_embeds` and no prompt.
+        stage1: A CogVideoX-2B or 5B, folder or repository, to use as Stage I instead of the model's own. It must have
+            the model's kind of VAE (latent channels, compression) and its text encoder.
 
     Returns:
         The pipeline, moved to the device. The settings of its stages are those stored in the model's folder.
 
     Raises:
-        ValueError: If there is no such model, device or dtype.
+        ValueError: If there is no such model, device or dtype, or `stage1` does not fit.
     """
-    folder = model_folder(model)
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    folder = model_folder(model, revision=revision, text_encoder=text_encoder, dtype=chosen_dtype)
     logger.info("loading %s on %s in %s", folder, chosen_device, chosen_dtype)
-    pipeline: FlashVideoPipeline = FlashVideoPipeline.from_pretrained(
-        folder, dtype=chosen_dtype, **({} if text_encoder else {"text_encoder": None})
-    )
-    return pipeline.to(chosen_device)
+    without = {} if load_text_encoder else {"text_encoder": None}
+    if stage1 is not None:
+        pipeline = _load_with_stage1(folder, stage1, chosen_dtype, **without)
+    else:
+        pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=chosen_dtype, **without)
+    loaded: FlashVideoPipeline = pipeline.to(chosen_device)
+    return loaded
 
 
-def model_folder(model: str | Path) -> Path:
-    """Finds the folder of a model.
+def load_stage1(
+    model: str | Path = NANO.name,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    text_encoder: str | Path | None = None,
+) -> FlashVideoStage1Pipeline:
+    """Loads Stage I alone, of a two-stage model or of a CogVideoX-2B or 5B.
 
     Args:
-        model: A name in `MODELS`, or a path. A name wins over a folder of the same name: write `./nano` for that.
+        model: As for `load_pipeline`, as all other arguments.
+        device: Where to.
+        dtype: In which dtype.
+        revision: Which revision.
+        text_encoder: Which text encoder.
 
     Returns:
-        The folder, which holds a `model_index.json`.
+        The pipeline that makes previews; a Stage II is not loaded.
 
     Raises:
-        ValueError: If `model` is neither a known name nor the folder of a pipeline.
+        ValueError: If there is no such model, device or dtype.
     """
-    folder = MODELS.get(str(model), Path(model).expanduser())
-    if (folder / "model_index.json").is_file():
-        return folder
-    known = ", ".join(repr(name) for name in MODELS)
-    problem = "which has no model_index.json" if folder.is_dir() else "and there is no such folder"
-    raise ValueError(
-        f"model must be one of {known} or a folder with a model_index.json, got {str(model)!r}, {problem}"
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    folder = model_folder(model, revision=revision, text_encoder=text_encoder, dtype=chosen_dtype)
+    pipeline = FlashVideoPipeline.from_pretrained(
+        folder, dtype=chosen_dtype, stage2_transformer=None, stage2_scheduler=None
     )
+    return pipeline.to(chosen_device).stage1
+
+
+def _load_with_stage1(
+    folder: Path, stage1: str | Path, dtype: torch.dtype, **without: None
+) -> FlashVideoPipeline:
+    other = model_folder(stage1)
+    for place, name, wanted in ((folder, folder, PIPELINES[0]), (other, stage1, PIPELINES[1])):
+        if (found := check_pipeline(place, name)) != wanted:
+            raise ValueError(f"stage1 must be a {PIPELINES[1]} for a {PIPELINES[0]}, but {name} is a {found}")
+    check_stage1_fits(folder, other)
+    components = stage1_components(other, dtype=dtype)
+    pipeline = FlashVideoPipeline.from_pretrained(
+        folder, dtype=dtype, stage1_lora=None, **components, **without
+    )
+    preset = preset_with_stage1(pipeline.preset, cogvideox_preset(other))
+    pipeline.register_to_config(preset=preset.to_dict())
+    return pipeline
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

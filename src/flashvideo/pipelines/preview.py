@@ -78,6 +78,9 @@ class PreviewSettings:
     refined_by: str | None = None
     """The model that refined it."""
 
+    loras: tuple[str, ...] = ()
+    """LoRAs that were on Stage I, as `name:scale`."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreviewState:
@@ -225,4 +228,5 @@ def _read_settings(path: Path, stored: dict[str, Any]) -> PreviewSettings:
     required = {field.name for field in fields if field.default is dataclasses.MISSING}
     if wrong := (set(stored) - known) | (required - set(stored)):
         raise ValueError(f"{path} holds other settings than this version knows: {sorted(wrong)}")
-    return PreviewSettings(**{**stored, "prompts": tuple(stored["prompts"])})
+    lists = {"prompts": tuple(stored["prompts"]), "loras": tuple(stored.get("loras", ()))}
+    return PreviewSettings(**{**stored, **lists})

@@ -32,6 +32,7 @@ from flashvideo.pipelines.inputs import (
     or_default,
 )
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
+from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.trained import log_untrained_preview
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
@@ -39,7 +40,7 @@ from flashvideo.shapes import LatentShape, latent_shape
 from flashvideo.vae import decode_latents
 
 
-class FlashVideoStage1Pipeline(StagePipeline):
+class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
     """Makes the preview: a small video from a prompt.
 
     A negative prompt has no effect: the models are guided against an embedding of zeros.

@@ -11,16 +11,21 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo import __version__
+from flashvideo.models.lora import ADAPTER_NAME, load_adapter
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.base import Callback
+from flashvideo.pipelines.cogvideox import cogvideox_components
 from flashvideo.pipelines.embeds import PromptEmbeds, text_encoder_id
+from flashvideo.pipelines.folders import model_folder
+from flashvideo.pipelines.hub import check_options, check_pipeline
 from flashvideo.pipelines.inputs import (
     check_count,
     check_generator,
@@ -48,6 +53,7 @@ from flashvideo.pipelines.sizes import (
     upscale_factor,
 )
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
+from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.pipelines.two_stage_text import check_text, embed_for_stages, prepare_text
 from flashvideo.presets import Preset
@@ -58,7 +64,7 @@ from flashvideo.vae import Tiling
 logger = logging.getLogger(__name__)
 
 
-class FlashVideoPipeline(DiffusionPipeline):
+class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
     """From a prompt to the final video, in two stages.
 
     A negative prompt has no effect: the models are guided against an embedding of zeros.
@@ -69,9 +75,10 @@ class FlashVideoPipeline(DiffusionPipeline):
         vae: VAE of both stages.
         stage1_transformer: Makes the preview.
         stage1_scheduler: Sampler of Stage I.
-        stage2_transformer: Enhances the preview.
-        stage2_scheduler: Euler's method of Stage II.
+        stage2_transformer: Enhances the preview; None for a model that makes previews only, such as CogVideoX.
+        stage2_scheduler: Euler's method of Stage II; None likewise.
         preset: Defaults and constants of the model, or their `to_dict()`; stored in `model_index.json`.
+        stage1_lora: Folder inside the model's folder with a LoRA of Stage I, which `from_pretrained` applies.
 
     Example:
         >>> from diffusers.utils import export_to_video
@@ -82,8 +89,14 @@ class FlashVideoPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->stage1_transformer->vae->stage2_transformer"
-    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
+    _optional_components: ClassVar[list[str]] = [
+        "tokenizer",
+        "text_encoder",
+        "stage2_transformer",
+        "stage2_scheduler",
+    ]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+    _lora_loadable_modules: ClassVar[list[str]] = ["stage1_transformer"]
 
     def __init__(
         self,
@@ -92,9 +105,10 @@ class FlashVideoPipeline(DiffusionPipeline):
         vae: AutoencoderKLCogVideoX,
         stage1_transformer: FlashVideoTransformer3DModel,
         stage1_scheduler: FlashVideoScheduler,
-        stage2_transformer: FlashVideoTransformer3DModel,
-        stage2_scheduler: FlowMatchEulerDiscreteScheduler,
+        stage2_transformer: FlashVideoTransformer3DModel | None = None,
+        stage2_scheduler: FlowMatchEulerDiscreteScheduler | None = None,
         preset: Mapping[str, Any] | Preset | None = None,
+        stage1_lora: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -106,8 +120,74 @@ class FlashVideoPipeline(DiffusionPipeline):
             stage2_transformer=stage2_transformer,
             stage2_scheduler=stage2_scheduler,
         )
-        self.register_to_config(preset=read_preset(preset).to_dict())
+        self.register_to_config(preset=read_preset(preset).to_dict(), stage1_lora=stage1_lora)
         self._interrupt = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        text_encoder_source: str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Loads a model by its name, its folder or its repository, and puts Stage I's LoRA on where it is kept apart.
+
+        Args:
+            pretrained_model_name_or_path: As `model` of `flashvideo.pipelines.folders.model_folder`.
+            revision: Branch, tag or commit of a repository.
+            text_encoder_source: Repository or folder of the text encoder, for released checkpoints.
+            kwargs: Those of `DiffusionPipeline.from_pretrained`; `stage1_lora=None` leaves the LoRA out.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ValueError: If the model cannot be had, is of another pipeline, or its LoRA is missing.
+            ImportError: If there is one and peft is not installed.
+        """
+        given = pretrained_model_name_or_path
+        if not Path(given).is_dir():
+            check_options(kwargs)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        folder = model_folder(
+            given if isinstance(given, str) else Path(given),
+            revision=revision,
+            text_encoder=text_encoder_source,
+            dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        )
+        if check_pipeline(folder, str(given)) != cls.__name__:
+            components = {name: value for name, value in kwargs.items() if not name.endswith("dtype")}
+            return cls(**cogvideox_components(folder, dtype=dtype) | components)
+        pipeline: Self = super().from_pretrained(folder, **kwargs)
+        missing = pipeline.config.stage1_lora is not None and not pipeline.has_lora
+        if missing and pipeline.stage1_transformer is not None:
+            load_adapter(pipeline.stage1_transformer, folder / pipeline.config.stage1_lora)
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Saves the pipeline as every diffusers pipeline.
+
+        Args:
+            save_directory: The folder to write.
+            kwargs: Those of `DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: If Stage I carries a LoRA, whose branches diffusers would save under names that do not load.
+        """
+        if getattr(self.stage1_transformer, "peft_config", None):
+            raise ValueError(
+                "Stage I carries a LoRA, and saved so it would not load; "
+                "call stage1_transformer.fuse_lora() and stage1_transformer.unload_lora() first"
+            )
+        self.register_to_config(stage1_lora=None)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether the LoRA that `from_pretrained` applies is on Stage I."""
+        return ADAPTER_NAME in getattr(self.stage1_transformer, "peft_config", {})
 
     @property
     def preset(self) -> Preset:
@@ -135,7 +215,12 @@ class FlashVideoPipeline(DiffusionPipeline):
 
     @property
     def stage2(self) -> FlashVideoEnhancePipeline:
-        """Stage II alone, from the components that this pipeline has now; made anew at each access."""
+        """Stage II alone, from the components that this pipeline has now; made anew at each access.
+
+        Raises:
+            ValueError: If the model has no Stage II.
+        """
+        self.check_has_stage2()
         pipeline = FlashVideoEnhancePipeline(
             tokenizer=self.tokenizer,
             text_encoder=self.text_encoder,
@@ -160,6 +245,18 @@ class FlashVideoPipeline(DiffusionPipeline):
     def enlarged_size(self, preview: tuple[int, int], final: tuple[int, int]) -> tuple[int, int]:
         """Returns height and width that Stage II works at, from those of the preview and of the video."""
         return enlarged_size(preview, final, preset=self.preset, multiple=self.preview_multiple)
+
+    def check_has_stage2(self) -> None:
+        """Checks that the model is more than a Stage I.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if self.stage2_transformer is None:
+            raise ValueError(
+                f"the model {self.preset.name!r} has only Stage I: stop at the preview (preview_only=True, "
+                "--preview-only), or use it as the Stage I of a model that has both (stage1=, --stage1)"
+            )
 
     def check_inputs(
         self,
@@ -190,6 +287,8 @@ class FlashVideoPipeline(DiffusionPipeline):
         """
         check_generator(generator)
         check_output_type(output_type)
+        if not preview_only:
+            self.check_has_stage2()
         check_text(self, prompt, source, prompt_prefix=prompt_prefix, prompt_embeds=prompt_embeds)
         if source is None:
             return
@@ -288,6 +387,7 @@ class FlashVideoPipeline(DiffusionPipeline):
             guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
             final_height=None if final is None else final[0],
             final_width=None if final is None else final[1],
+            loras=tuple(f"{name}:{scale:g}" for name, scale in self.lora_scales().items()),
         )
         result = self.stage1(
             list(settings.prompts) if prompt_embeds is None else None,

@@ -230,8 +230,11 @@ class Stage2Recipe(Recipe):
     """Training of Stage II: flow matching from degraded low resolution to high resolution.
 
     Attributes:
-        vae: folder of the trained VAE.
-        text: folder of the trained Stage I (tokenizer and text encoder, frozen); empty trains without text.
+        start: as for every recipe; or the folder of a CogVideoX-2B or 5B in diffusers' layout, whose transformer gets
+            rotary positions and new embedders, and whose VAE and text encoder are taken where none are given.
+        vae: folder of the trained VAE; may be empty with a CogVideoX start.
+        text: folder of the trained Stage I (tokenizer and text encoder, frozen); empty trains without text, unless
+            the start is a CogVideoX.
         model: arguments of `FlashVideoTransformer3DModel`; with `start` they are those of the weights.
         phases: in order, coarse to fine.
         size: (height, width) of the full frame.
@@ -239,8 +242,8 @@ class Stage2Recipe(Recipe):
         shift: time shift s of training and sampling.
     """
 
-    vae: str
     phases: tuple[Stage2Phase, ...]
+    vae: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     text: str = ""
     size: tuple[int, int] = (384, 640)
@@ -250,6 +253,10 @@ class Stage2Recipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_one_origin(self.start, self.model, "model")
+        if not self.vae and not self.start:
+            raise ValueError(
+                "the recipe must give 'vae', which only a CogVideoX start brings along, got neither"
+            )
 
 
 def _check_one_origin(start: str, arguments: dict[str, Any], name: str) -> None:

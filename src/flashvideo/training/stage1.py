@@ -18,6 +18,7 @@ from flashvideo.data.captions import caption, full_caption, vocabulary
 from flashvideo.data.shapes_world import NUM_FRAMES, Scene, sample_scene
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
+from flashvideo.models.lora import refuse_kept_lora
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
@@ -79,6 +80,7 @@ class Stage1Task:
         self.tokenizer = build_word_tokenizer(vocabulary())
         if recipe.start:
             start = Path(recipe.start)
+            refuse_kept_lora(start)
             transformer = FlashVideoTransformer3DModel.from_pretrained(start / "stage1_transformer")
             text_encoder = T5EncoderModel.from_pretrained(start / "text_encoder")
         else:

@@ -34,6 +34,7 @@ from flashvideo.flow import (
     time_grid,
     velocity,
 )
+from flashvideo.models.cogvideox import is_cogvideox, start_stage2_from_cogvideox
 from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
@@ -76,15 +77,34 @@ class CaptionedCrops(Dataset):
         return torch.from_numpy(clip), caption(scene, rng)
 
 
+def frozen_folders(recipe: Stage2Recipe) -> tuple[Path, Path | None]:
+    """Folders of the VAE, and of the parent of text encoder and tokenizer if there are any.
+
+    Raises:
+        ValueError: If there is no VAE.
+    """
+    start = Path(recipe.start) if recipe.start and is_cogvideox(Path(recipe.start)) else None
+    if not recipe.vae and start is None:
+        raise ValueError(
+            f"the recipe must give 'vae', since its start {recipe.start} is no CogVideoX in diffusers' layout"
+        )
+    vae = Path(recipe.vae) if recipe.vae or start is None else start / "vae"
+    text = Path(recipe.text) if recipe.text else start
+    return vae, text
+
+
 class Stage2Task:
     """The Stage II transformer; VAE and text encoder are frozen."""
 
     def __init__(self, recipe: Stage2Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.seed)
-        self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
+        vae_folder, text_folder = frozen_folders(recipe)
+        self.vae = AutoencoderKLCogVideoX.from_pretrained(vae_folder).to(device).eval().requires_grad_(False)
         self.scale = float(self.vae.config.scaling_factor)
-        if recipe.start:
+        if recipe.start and is_cogvideox(Path(recipe.start)):
+            transformer = start_stage2_from_cogvideox(Path(recipe.start) / "transformer")
+        elif recipe.start:
             transformer = FlashVideoTransformer3DModel.from_pretrained(
                 Path(recipe.start) / "stage2_transformer"
             )
@@ -97,9 +117,9 @@ class Stage2Task:
         self.modules = nn.ModuleDict({"transformer": transformer}).float().to(device).train()
         self.tokenizer: Any = None
         self.text_encoder: T5EncoderModel | None = None
-        if recipe.text:
-            self.tokenizer = AutoTokenizer.from_pretrained(Path(recipe.text) / "tokenizer")
-            encoder = T5EncoderModel.from_pretrained(Path(recipe.text) / "text_encoder")
+        if text_folder is not None:
+            self.tokenizer = AutoTokenizer.from_pretrained(text_folder / "tokenizer")
+            encoder = T5EncoderModel.from_pretrained(text_folder / "text_encoder")
             self.text_encoder = encoder.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -1,0 +1,307 @@
+"""Models from the Hugging Face Hub: downloaded by `huggingface_hub` into its own cache, converted once into ours.
+
+The authors' release is three checkpoints without a text encoder, which comes from a CogVideoX or T5 repository. What is
+in diffusers' layout already is loaded from where it was downloaded. What was once looked up is remembered, so that a
+model that is complete on this machine loads without the network; a commit instead of a branch asks for nothing at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tqdm import tqdm
+
+from flashvideo.pipelines.cache import CACHE_VARIABLE, INDEX, cache_folder, file_name, make_once
+from flashvideo.pipelines.hub_errors import HubUnreachableError, check_free_space, explained, writing
+from flashvideo.presets import RELEASED_FILES, TEXT_ENCODER_REPOSITORY
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 10.0
+"""How long the hub may take to say what a repository holds; `HF_HUB_ETAG_TIMEOUT` if that is more."""
+
+PIPELINES = ("FlashVideoPipeline", "CogVideoXPipeline")
+"""Classes whose folders can be loaded: ours, and diffusers' for CogVideoX-2B and 5B, which are a Stage I alone."""
+
+TEXT_FOLDERS = ("text_encoder", "tokenizer")
+"""Folders of a pipeline's text encoder; a repository of a T5 alone has everything at its top."""
+
+# What diffusers takes as an argument and `huggingface_hub` from the environment.
+_VARIABLES = {"cache_dir": "HF_HOME", "token": "HF_TOKEN", "local_files_only": "HF_HUB_OFFLINE=1"}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What a pipeline or a text encoder is loaded from; the same weights in other formats are left where they are.
+_LOADED = re.compile(r".*\.(json|safetensors|model|txt)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a repository holds.
+
+    Attributes:
+        repo: `owner/name`.
+        commit: The commit that a branch or tag stood for.
+        files: Names and sizes in bytes.
+    """
+
+    repo: str
+    commit: str
+    files: Mapping[str, int | None]
+
+
+def fetch_model(
+    repo: str,
+    *,
+    revision: str | None = None,
+    text_encoder: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Makes a repository's model a folder on this machine.
+
+    Args:
+        repo: `owner/name` of released checkpoints, or of a pipeline in diffusers' layout.
+        revision: Branch, tag or commit; the newest if None.
+        text_encoder: Repository or folder of the text encoder, for released checkpoints; the presets' if None.
+        dtype: Dtype to convert released checkpoints to; as they are if None.
+
+    Returns:
+        The folder, which holds a `model_index.json`.
+
+    Raises:
+        ValueError: In one sentence, what is wrong with the repository, the network or the disk.
+    """
+    listing = look_up(repo, revision)
+    if INDEX in listing.files:
+        if text_encoder is not None:
+            raise ValueError(f"text_encoder is for released checkpoints, but {repo} has its own; drop it")
+        check_pipeline(download(listing, [INDEX]), repo)
+        return download(listing, [name for name in listing.files if _LOADED.fullmatch(name)])
+    missing = [name for name in RELEASED_FILES if name not in listing.files]
+    if missing:
+        raise ValueError(
+            f"{repo} must hold {INDEX}, as diffusers writes it, or {', '.join(RELEASED_FILES)}, as the "
+            f"authors released them, but it lacks {INDEX} and {', '.join(missing)}"
+        )
+    return _converted(listing, text_encoder or TEXT_ENCODER_REPOSITORY, dtype)
+
+
+def check_pipeline(folder: Path, name: str | Path) -> str:
+    """Checks that a folder's `model_index.json` is of a pipeline that can be loaded.
+
+    Args:
+        folder: The folder.
+        name: How the user called it.
+
+    Returns:
+        The pipeline's class name.
+
+    Raises:
+        ValueError: If it is of another pipeline.
+    """
+    found = json.loads((folder / INDEX).read_text()).get("_class_name")
+    if found not in PIPELINES:
+        raise ValueError(f"{name} must be a model of {' or '.join(PIPELINES)}, got one of {found}")
+    return str(found)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks that options of diffusers' own downloads, which are not done here, are not given in vain.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    for name, variable in _VARIABLES.items():
+        if options.get(name):
+            raise ValueError(f"{name} is not taken here, got {options[name]!r}; set {variable} instead")
+
+
+def look_up(repo: str, revision: str | None = None) -> Listing:
+    """Asks the hub for a repository's commit and files; without an answer, what was remembered is taken.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; the newest if None.
+
+    Returns:
+        The files.
+
+    Raises:
+        HubUnreachableError: If the hub does not answer and nothing is remembered.
+        ValueError: If the hub has no such repository or revision, or refuses it.
+    """
+    memory = cache_folder() / "listings" / f"{file_name(repo)}@{file_name(revision or 'main')}.json"
+    if revision is not None and _COMMIT.fullmatch(revision) and memory.is_file():
+        return Listing(**json.loads(memory.read_text()))
+    try:
+        with explained(repo, revision=revision):
+            info = HfApi().model_info(
+                repo,
+                revision=revision,
+                files_metadata=True,
+                timeout=max(ANSWER_SECONDS, constants.HF_HUB_ETAG_TIMEOUT),
+            )
+    except HubUnreachableError as error:
+        listing = _remembered(memory, repo, revision)
+        if listing is None:
+            raise
+        logger.info("%s; going on with commit %s, which is here", error, listing.commit)
+        return listing
+    siblings = info.siblings or []
+    assert info.sha is not None
+    listing = Listing(repo=repo, commit=info.sha, files={file.rfilename: file.size for file in siblings})
+    _write(memory, listing)
+    return listing
+
+
+def _remembered(memory: Path, repo: str, revision: str | None) -> Listing | None:
+    """The listing of an earlier look, or else of what `huggingface_hub` has in its cache by itself."""
+    if memory.is_file():
+        return Listing(**json.loads(memory.read_text()))
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
+    whole = INDEX in files or files.keys() >= set(RELEASED_FILES)
+    text = any(name.startswith(TEXT_FOLDERS) for name in files)
+    return Listing(repo=repo, commit=folder.name, files=files) if whole or text else None
+
+
+def _write(memory: Path, listing: Listing) -> None:
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = memory.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(asdict(listing)))
+    unfinished.replace(memory)
+
+
+def download(listing: Listing, names: Iterable[str]) -> Path:
+    """Downloads files of a repository into `huggingface_hub`'s cache; what is there already is not asked for again.
+
+    Args:
+        listing: The repository.
+        names: The files, all of them in the listing.
+
+    Returns:
+        The folder that has the files under their names.
+
+    Raises:
+        ValueError: If the disk has no room for them, or one does not arrive whole.
+    """
+    repo, commit = listing.repo, listing.commit
+    wanted = list(names)
+    missing = [name for name in wanted if not isinstance(_cached(listing, name), str)]
+    num_bytes = sum(listing.files[name] or 0 for name in missing)
+    if num_bytes:
+        check_free_space(
+            Path(constants.HF_HUB_CACHE), num_bytes, f"the download of {repo}", variable="HF_HOME"
+        )
+    folder = None
+    for name in wanted:
+        with explained(repo, revision=commit, file=name):
+            path = Path(hf_hub_download(repo, name, revision=commit))
+        size, expected = path.stat().st_size, listing.files[name]
+        if expected is not None and size != expected:
+            raise ValueError(
+                f"{name} of {repo} has {expected} bytes, but {path.resolve()} has {size}; delete it and start again"
+            )
+        folder = path.parents[name.count("/")]
+    assert folder is not None
+    return folder
+
+
+def _cached(listing: Listing, name: str) -> object:
+    return try_to_load_from_cache(listing.repo, name, revision=listing.commit)
+
+
+def _converted(listing: Listing, text_encoder: str | Path, dtype: torch.dtype | None) -> Path:
+    """The folder of a release in our cache, which is made now if it is not there."""
+    kind = "stored" if dtype is None else str(dtype).removeprefix("torch.")
+    parts = [file_name(listing.repo), listing.commit, kind]
+    if str(text_encoder) != TEXT_ENCODER_REPOSITORY:
+        parts.append("text-" + _text_name(text_encoder))
+    folder = cache_folder() / "--".join(parts)
+
+    def make(output: Path) -> None:
+        # Here and not above: what converts knows the pipeline, and the pipeline knows this module.
+        from flashvideo.pipelines.released import ReleasedFiles, convert_released
+
+        checkpoints = download(listing, RELEASED_FILES)
+        text = fetch_text_encoder(text_encoder)
+        logger.warning("converting %s into %s, once; this takes a while", listing.repo, folder)
+        with (
+            writing(f"{listing.repo}, converted,", cache_folder(), variable=CACHE_VARIABLE),
+            _ConversionProgress() as progress,
+        ):
+            files = ReleasedFiles.find(checkpoints)
+            convert_released(files, output, text_encoder=text, dtype=dtype, on_progress=progress)
+
+    return make_once(folder, make, what=f"{listing.repo} in {kind}")
+
+
+def fetch_text_encoder(source: str | Path) -> Path:
+    """Finds a text encoder and its tokenizer.
+
+    Args:
+        source: A folder, or a repository: of a pipeline with the folders `text_encoder` and `tokenizer`, or of a T5
+            with both at its top.
+
+    Returns:
+        The folder, on this machine, of the same layout.
+
+    Raises:
+        ValueError: If there is no such text encoder, or it cannot be downloaded.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() or isinstance(source, Path):
+        return folder
+    listing = look_up(source)
+    inside = [name for name in listing.files if name.startswith(tuple(f"{part}/" for part in TEXT_FOLDERS))]
+    candidates = inside or list(listing.files)
+    names = [name for name in candidates if _LOADED.fullmatch(name)]
+    if not any(name.endswith(".safetensors") for name in names):
+        names += [name for name in candidates if name.endswith(".bin")]
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise ValueError(
+            f"{source} must hold the weights of a text encoder, got none; use {TEXT_ENCODER_REPOSITORY}"
+        )
+    return download(listing, names)
+
+
+def _text_name(source: str | Path) -> str:
+    """A part of a file name that tells text encoders apart; of a folder, also after its files have changed."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return file_name(str(source))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:12]
+
+
+class _ConversionProgress:
+    """A progress bar over the bytes written, on a terminal only, as those of the downloads."""
+
+    def __init__(self) -> None:
+        self._bar: Any = tqdm(desc="converting", unit="B", unit_scale=True, disable=None)
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.set_description(f"converting {part}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
