@@ -135,7 +135,7 @@ class FlashVideoPipeline(DiffusionPipeline):
         Raises:
             ValueError: If Stage I carries a LoRA, whose branches diffusers would save under names that do not load.
         """
-        if self.has_lora:
+        if getattr(self.stage1_transformer, "peft_config", {}):
             raise ValueError(
                 "Stage I carries a LoRA, and saved so it would not load; "
                 "call stage1_transformer.fuse_lora() and stage1_transformer.unload_lora() first"
