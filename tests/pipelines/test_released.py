@@ -452,7 +452,7 @@ def test_files_that_do_not_belong_together_are_noticed(released, tmp_path):
         key = "model.diffusion_model.mixins.patch_embed.text_proj.weight"
         state[key] = state[key][:, :8].clone()
 
-    with pytest.raises(ValueError, match="do not belong together: .* their texts 32 and 8"):
+    with pytest.raises(ValueError, match=r"do not belong together: .* their texts 32 and 8"):
         convert_released(released({"stage2.pt": narrow}), tmp_path / "model")
 
 
