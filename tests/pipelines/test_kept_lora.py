@@ -9,7 +9,7 @@ from diffusers.utils import logging as diffusers_logging
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from flashvideo.models.lora import load_adapter
+from flashvideo.models.lora import load_adapter, refuse_kept_lora
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.released import ReleasedFiles, convert_released
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -109,6 +109,19 @@ def test_a_lost_adapter_is_an_error_and_not_another_model(models, tmp_path):
 def test_the_lora_is_left_out_where_the_caller_says_so(models, base, output_of):
     pipeline = FlashVideoPipeline.from_pretrained(models / "keep", stage1_lora=None)
     assert output_of(pipeline.stage1_transformer).equal(output_of(base))
+
+
+def test_a_pipeline_without_stage_1_loads_without_its_lora(models):
+    assert (
+        FlashVideoPipeline.from_pretrained(models / "keep", stage1_transformer=None).stage1_transformer
+        is None
+    )
+
+
+def test_training_does_not_start_from_weights_without_their_lora(models):
+    refuse_kept_lora(models / "merge")
+    with pytest.raises(ValueError, match="keeps Stage I's LoRA apart"):
+        refuse_kept_lora(models / "keep")
 
 
 def test_without_peft_one_sentence_names_the_extra(models, base, monkeypatch):

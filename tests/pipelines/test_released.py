@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from flashvideo.models.convert import convert_transformer, convert_vae
@@ -284,6 +285,30 @@ def test_a_t5_becomes_the_text_encoder(released, text_folder, tmp_path, kind):
     assert any("decoder" in key for key in dropped) == kind.get("whole", False)
 
 
+def test_a_tokenizer_that_is_a_sentencepiece_model_is_taken(released, text_folder, tmp_path):
+    folder, _ = text_folder()
+    (tmp_path / "text.txt").write_text("a red circle moves left\na blue square spins over grass\n" * 20)
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=26,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0})
+    )
+    convert_released(released(), tmp_path / "model", text_encoder=folder)
+    tokenizer = FlashVideoPipeline.from_pretrained(tmp_path / "model").tokenizer
+    ids = tokenizer("a red circle").input_ids
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a red circle"
+
+
 def test_the_text_encoder_takes_the_dtype_too(released, text_folder, tmp_path):
     convert_released(released(), tmp_path / "model", text_encoder=text_folder()[0], dtype=torch.bfloat16)
     weights = load_file(tmp_path / "model" / "text_encoder" / "model.safetensors")
@@ -409,6 +434,28 @@ def test_unknown_missing_and_misshaped_keys_are_named(released, tmp_path, name, 
     assert left(tmp_path) == ["released"]
 
 
+def test_what_tells_the_config_is_named_all_at_once_where_it_is_missing(released, tmp_path):
+    def change(state):
+        for part in ("mixins.patch_embed.proj", "time_embed.0"):
+            for kind in ("weight", "bias"):
+                state.pop(f"model.diffusion_model.{part}.{kind}")
+
+    expected = (
+        r"missing what makes patch_embed\.proj\.weight; missing what makes time_embedding\.linear_1\.weight"
+    )
+    with pytest.raises(ValueError, match=expected):
+        convert_released(released({"stage2.pt": change}), tmp_path / "model")
+
+
+def test_files_that_do_not_belong_together_are_noticed(released, tmp_path):
+    def narrow(state):
+        key = "model.diffusion_model.mixins.patch_embed.text_proj.weight"
+        state[key] = state[key][:, :8].clone()
+
+    with pytest.raises(ValueError, match=r"do not belong together: .* their texts 32 and 8"):
+        convert_released(released({"stage2.pt": narrow}), tmp_path / "model")
+
+
 def test_of_very_many_problems_the_first_are_named_and_the_rest_counted(released, tmp_path):
     with pytest.raises(ValueError, match="and 80 more") as error:
         convert_released(
@@ -420,7 +467,9 @@ def test_of_very_many_problems_the_first_are_named_and_the_rest_counted(released
 
 def test_interchanged_stages_are_noticed(released, tmp_path):
     files = released()
-    with pytest.raises(ValueError, match="were the files interchanged"):
+    with pytest.raises(
+        ValueError, match="has an embedder of Stage II; were the files of the stages interchanged"
+    ):
         convert_released(ReleasedFiles(files.stage2, files.stage1, files.vae), tmp_path / "model")
 
 

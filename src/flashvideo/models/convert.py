@@ -191,15 +191,26 @@ def transformer_config(weights: State, *, max_text_seq_length: int) -> dict[str,
     Raises:
         ValueError: If a weight that tells the config is missing.
     """
-    dim, in_channels, patch_size, _ = _shape(weights, "patch_embed.proj.weight", 4)
-    head_dim = _shape(weights, "transformer_blocks.0.attn1.norm_q.weight", 1)[0]
+    per_head = "transformer_blocks.{}.attn1.norm_q.weight"
+    per_head = next((name for name in weights if match_fields(name, per_head)), per_head.format(0))
+    patch, text, time, out, head = _shapes(
+        weights,
+        {
+            "patch_embed.proj.weight": 4,
+            "patch_embed.text_proj.weight": 2,
+            "time_embedding.linear_1.weight": 2,
+            "proj_out.weight": 2,
+            per_head: 1,
+        },
+    )
+    dim, in_channels, patch_size, _ = patch
     return {
-        "num_attention_heads": dim // head_dim,
-        "attention_head_dim": head_dim,
+        "num_attention_heads": dim // head[0],
+        "attention_head_dim": head[0],
         "in_channels": in_channels,
-        "out_channels": _shape(weights, "proj_out.weight", 2)[0] // patch_size**2,
-        "time_embed_dim": _shape(weights, "time_embedding.linear_1.weight", 2)[0],
-        "text_embed_dim": _shape(weights, "patch_embed.text_proj.weight", 2)[1],
+        "out_channels": out[0] // patch_size**2,
+        "time_embed_dim": time[0],
+        "text_embed_dim": text[1],
         "num_layers": _count(weights, r"transformer_blocks\.(\d+)\."),
         "patch_size": patch_size,
         "max_text_seq_length": max_text_seq_length,
@@ -218,14 +229,13 @@ def vae_config(weights: State) -> dict[str, Any]:
         ValueError: If a weight that tells the config is missing.
     """
     levels = _count(weights, r"encoder\.down_blocks\.(\d+)\.")
+    convolutions = [f"encoder.down_blocks.{i}.resnets.0.conv2.conv.weight" for i in range(max(levels, 1))]
+    latent, *widths = _shapes(weights, dict.fromkeys(["decoder.conv_in.conv.weight", *convolutions], 5))
     return {
-        "block_out_channels": tuple(
-            _shape(weights, f"encoder.down_blocks.{i}.resnets.0.conv2.conv.weight", 5)[0]
-            for i in range(max(levels, 1))
-        ),
+        "block_out_channels": tuple(width[0] for width in widths),
         "down_block_types": ("CogVideoXDownBlock3D",) * levels,
         "up_block_types": ("CogVideoXUpBlock3D",) * levels,
-        "latent_channels": _shape(weights, "decoder.conv_in.conv.weight", 5)[1],
+        "latent_channels": latent[1],
         "layers_per_block": _count(weights, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
     }
 
@@ -342,16 +352,16 @@ def _lora_of(
     return LoraBranch(down=module.down[part], up=up, scale=alpha / specs[module.down[part]].shape[0])
 
 
-def _shape(weights: State, name: str, num_dims: int) -> torch.Size:
-    if name not in weights:
-        raise ValueError(f"the checkpoint does not tell its model's config: missing what makes {name}")
-    shape = weights[name].shape
-    if len(shape) != num_dims:
-        raise ValueError(
-            f"the checkpoint does not tell its model's config: what makes {name} has shape {tuple(shape)}, "
-            f"expected {num_dims} dimensions"
-        )
-    return shape
+def _shapes(weights: State, num_dims: Mapping[str, int]) -> list[torch.Size]:
+    """Shapes of the weights that tell a model's config, each with its number of dimensions."""
+    problems = [f"missing what makes {name}" for name in num_dims if name not in weights]
+    problems += [
+        f"what makes {name} has shape {tuple(weights[name].shape)}, expected {num} dimensions"
+        for name, num in num_dims.items()
+        if name in weights and weights[name].ndim != num
+    ]
+    raise_if(problems, "the checkpoint does not tell its model's config")
+    return [weights[name].shape for name in num_dims]
 
 
 def _count(weights: State, pattern: str) -> int:

@@ -46,7 +46,7 @@ from flashvideo.models.shards import MAX_SHARD_BYTES, write_weights
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.presets import FLASHVIDEO, RELEASED_FILES, Preset
+from flashvideo.presets import FLASHVIDEO, RELEASED_FILES
 from flashvideo.schedule import FlashVideoScheduler
 
 STAGE1_FILE, STAGE2_FILE, VAE_FILE = RELEASED_FILES
@@ -193,19 +193,17 @@ def convert_released(
     if lora not in LORA_MODES:
         raise ValueError(f"lora must be one of {', '.join(LORA_MODES)}, got {lora!r}")
     check_new(Path(output).absolute())
-    preset = FLASHVIDEO
     models: dict[str, Any] = {}
-    parts = []
-    stage1, adapter = _plan_stage(files.stage1, "stage1_transformer", models, preset, dtype, lora == "merge")
-    stage2, _ = _plan_stage(files.stage2, "stage2_transformer", models, preset, dtype, True)
-    parts += [stage1, *([adapter] if adapter else []), stage2, _plan_vae(files.vae, models, dtype)]
+    stage1, adapter = _plan_stage(files.stage1, 1, models, dtype=dtype, merge_lora=lora == "merge")
+    stage2, _ = _plan_stage(files.stage2, 2, models, dtype=dtype, merge_lora=True)
+    parts = [stage1, *([adapter] if adapter else []), stage2, _plan_vae(files.vae, models, dtype)]
     tokenizer = None
     if text_encoder is not None:
         found = TextEncoderFiles.find(text_encoder)
         parts.append(_plan_text(found, models, dtype))
         tokenizer = AutoTokenizer.from_pretrained(found.tokenizer)
-    _check_stages(stage1, models, text_encoder)
-    pipeline = _describe(models, tokenizer, preset, with_lora=adapter is not None)
+    _check_fit(models, text_encoder)
+    pipeline = _describe(models, tokenizer, with_lora=adapter is not None)
 
     progress = Progress(sum(part.num_bytes for part in parts), on_progress)
     with new_folder(output, progress.total) as folder:
@@ -222,29 +220,30 @@ def convert_released(
 
 def _plan_stage(
     path: Path,
-    name: str,
+    stage: int,
     models: dict[str, Any],
-    preset: Preset,
+    *,
     dtype: torch.dtype | None,
     merge_lora: bool,
 ) -> tuple[Part, Part | None]:
+    """The transformer of a stage, whose model goes into `models`, and the LoRA that is kept apart."""
     sources = Checkpoint(path)
     try:
         plan = plan_transformer(sources.specs, merge_lora=merge_lora)
         settings = adapter_settings(build_specs(plan.lora, sources.specs), RELEASED_LORA_ALPHA)
-        stage = preset.stage1 if name.startswith("stage1") else preset.stage2
-        config = transformer_config(
-            build_specs(plan.weights, sources.specs), max_text_seq_length=stage.max_text_tokens
-        )
+        max_tokens = (FLASHVIDEO.stage1 if stage == 1 else FLASHVIDEO.stage2).max_text_tokens
+        weights = build_specs(plan.weights, sources.specs)
+        config = transformer_config(weights, max_text_seq_length=max_tokens)
         model = empty_model(FlashVideoTransformer3DModel, config)
         back = plan_reference_transformer(model.state_dict())
         check_complete(plan, sources.specs, model, back, "it")
-        wanted = name.startswith("stage2")
+        wanted = stage == 2
         if (config["noise_step_embed"], config["num_frames_embed"]) != (wanted, wanted):
-            other = "a Stage I" if wanted else "a Stage II"
-            raise ValueError(f"it is {other} transformer or between both; were the files interchanged?")
+            what = "lacks an embedder of Stage II" if wanted else "has an embedder of Stage II"
+            raise ValueError(f"it {what}; were the files of the stages interchanged?")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    name = f"stage{stage}_transformer"
     models[name] = model
     part = _part(name, sources, plan, dtype)
     if settings is None:
@@ -282,7 +281,7 @@ def _part(name: str, sources: Checkpoint, plan: Plan, dtype: torch.dtype | None)
     )
 
 
-def _check_stages(stage1: Part, models: Mapping[str, Any], text_encoder: Path | None) -> None:
+def _check_fit(models: Mapping[str, Any], text_encoder: Path | None) -> None:
     """Check that the models fit one another."""
     first, second, vae = models["stage1_transformer"], models["stage2_transformer"], models["vae"]
     if "text_encoder" in models:
@@ -302,11 +301,7 @@ def _check_stages(stage1: Part, models: Mapping[str, Any], text_encoder: Path | 
 
 
 def _describe(
-    models: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None,
-    preset: Preset,
-    *,
-    with_lora: bool,
+    models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, *, with_lora: bool
 ) -> FlashVideoPipeline:
     """The pipeline, of models without data."""
     return FlashVideoPipeline(
@@ -316,8 +311,8 @@ def _describe(
         stage1_transformer=models["stage1_transformer"],
         stage1_scheduler=FlashVideoScheduler(),
         stage2_transformer=models["stage2_transformer"],
-        stage2_scheduler=FlowMatchEulerDiscreteScheduler(shift=preset.stage2.shift),
-        preset=preset,
+        stage2_scheduler=FlowMatchEulerDiscreteScheduler(shift=FLASHVIDEO.stage2.shift),
+        preset=FLASHVIDEO,
         stage1_lora=LORA_FOLDER if with_lora else None,
     )
 
