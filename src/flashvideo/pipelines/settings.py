@@ -55,6 +55,9 @@ class EnhanceSettings:
     tiling: Tiling | None = None
     """Tiles of the VAE; None for whole frames."""
 
+    encode_tiling: Tiling | None = None
+    """Tiles of encoding, if they are to differ; `Tiling()` for whole frames, None for those of `tiling`."""
+
     def __post_init__(self) -> None:
         """Checks the numbers that mean the same for every model."""
         check_count("noise_step", self.noise_step, least=0)
@@ -89,6 +92,7 @@ def complete_settings(
     overlap: int | None = None,
     consistency: bool | None = None,
     tiling: Tiling | None = None,
+    encode_tiling: Tiling | None = None,
 ) -> EnhanceSettings:
     """Fills in what is None, and checks the result against the model.
 
@@ -105,6 +109,7 @@ def complete_settings(
         overlap: Frames that windows share; None for as little as crosses two latent frames.
         consistency: Whether the result keeps the input's coarse picture and stillness.
         tiling: Tiles of the VAE.
+        encode_tiling: Tiles of encoding, if they are to differ.
 
     Returns:
         Complete settings.
@@ -133,6 +138,7 @@ def complete_settings(
         overlap=overlap,
         consistency=or_default(consistency, defaults.consistency),
         tiling=or_default(tiling, _tiling_of(vae, height, width)),
+        encode_tiling=encode_tiling,
     )
     check_windows(window, overlap, temporal_factor=temporal)
     _log_stretch(input_size, (height, width))

@@ -133,7 +133,8 @@ def encoder_walk(encoder: CogVideoXEncoder3D) -> Callable[[Walker], Walk]:
             for downsampler in block.downsamplers or ():
                 walker.x = downsampler(walker.take())
         yield from _resnets(encoder.mid_block.resnets, walker, "mid")
-        yield from _norm(encoder.norm_out, walker)
+        moments = yield from _stop_at(encoder.norm_out)
+        _norm(encoder.norm_out, walker, moments)
         walker.x = walker.convolve(encoder.conv_out, encoder.conv_act(walker.take()), "conv_out")
 
     return walk
@@ -150,7 +151,8 @@ def decoder_walk(decoder: CogVideoXDecoder3D) -> Callable[[Walker], Walk]:
             yield from _resnets(block.resnets, walker, f"up.{number}", latents)
             for upsampler in block.upsamplers or ():
                 walker.x = upsampler(walker.take())
-        yield from _norm(decoder.norm_out, walker, latents)
+        moments = yield from _stop_at(decoder.norm_out)
+        _norm(decoder.norm_out, walker, moments, latents)
         walker.x = walker.convolve(decoder.conv_out, decoder.conv_act(walker.take()), "conv_out")
 
     return walk
@@ -165,30 +167,46 @@ def _resnets(
 
 def _resnet(block: CogVideoXResnetBlock3D, walker: Walker, name: str, latents: torch.Tensor | None) -> Walk:
     walker.skip = walker.x
-    yield from _norm(block.norm1, walker, latents)
+    moments = yield from _stop_at(block.norm1)
+    if (
+        block.in_channels != block.out_channels
+    ):  # before the norm, because afterwards there are fewer channels to keep
+        assert walker.skip is not None
+        if block.use_conv_shortcut:
+            walker.skip = walker.convolve(block.conv_shortcut, walker.skip, f"{name}.conv_shortcut")
+        else:
+            walker.skip = block.conv_shortcut(walker.skip)
+    _norm(block.norm1, walker, moments, latents)
     walker.x = walker.convolve(block.conv1, block.nonlinearity(walker.take()), f"{name}.conv1")
-    yield from _norm(block.norm2, walker, latents)
+    moments = yield from _stop_at(block.norm2)
+    _norm(block.norm2, walker, moments, latents)
     hidden = block.dropout(block.nonlinearity(walker.take()))
     walker.x = walker.convolve(block.conv2, hidden, f"{name}.conv2")
     del hidden
     skip, walker.skip = walker.skip, None
     assert skip is not None
-    if block.in_channels != block.out_channels:
-        if block.use_conv_shortcut:
-            skip = walker.convolve(block.conv_shortcut, skip, f"{name}.conv_shortcut")
-        else:
-            skip = block.conv_shortcut(skip)
     walker.x = walker.take() + skip
 
 
-def _norm(
-    norm: nn.GroupNorm | CogVideoXSpatialNorm3D, walker: Walker, latents: torch.Tensor | None = None
-) -> Walk:
-    """Stops for the moments, then normalises, and in a decoder modulates by the latents."""
+def _stop_at(norm: nn.GroupNorm | CogVideoXSpatialNorm3D) -> Generator[int, Moments, Moments]:
+    """Stops for the moments of a norm's groups."""
+    return (yield _group_norm(norm).num_groups)
+
+
+def _group_norm(norm: nn.GroupNorm | CogVideoXSpatialNorm3D) -> nn.GroupNorm:
     group_norm = norm.norm_layer if isinstance(norm, CogVideoXSpatialNorm3D) else norm
     assert isinstance(group_norm, nn.GroupNorm)
-    mean, variance = yield group_norm.num_groups
-    walker.x = normalise(walker.take(), mean, variance, group_norm)
+    return group_norm
+
+
+def _norm(
+    norm: nn.GroupNorm | CogVideoXSpatialNorm3D,
+    walker: Walker,
+    moments: Moments,
+    latents: torch.Tensor | None = None,
+) -> None:
+    """Normalises, and in a decoder modulates by the latents."""
+    walker.x = normalise(walker.take(), *moments, _group_norm(norm))
     if isinstance(norm, CogVideoXSpatialNorm3D):
         assert latents is not None
         size = walker.x.shape[2:]

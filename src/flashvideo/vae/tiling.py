@@ -21,7 +21,8 @@ class Tiling:
         rows: Tiles along the height.
         columns: Tiles along the width.
         overlap: Growth of each core, in latent pixels.
-        blend: Cross-fade linearly over the shared strip; otherwise cut hard in its middle, as the reference does.
+        blend: Cross-fade linearly over the middle half of the shared strip; otherwise cut hard in its middle, as the
+            reference does.
         shared_norms: Every group norm takes its mean and variance from all tiles together, as if it saw the whole
             frame; otherwise from the one tile, as the reference does, and then tiles differ in brightness and detail.
         offload: With ``shared_norms`` all tiles are in work at once: keep those that wait on the CPU; otherwise on the
@@ -220,12 +221,17 @@ def tile_weights(spans: list[TileSpan], length: int, factor: int, *, blend: bool
         else:
             weight = ((centres > span.start) & (centres < span.stop)).float()
             if index > 0 and (strip := spans[index - 1].stop - span.start):  # shared with the tile before
-                weight = weight * ((centres - span.start) / strip).clamp(0, 1)
+                weight = weight * _fade((centres - span.start) / strip)
             if index < len(spans) - 1 and (strip := span.stop - spans[index + 1].start):
-                weight = weight * ((span.stop - centres) / strip).clamp(0, 1)
+                weight = weight * _fade((span.stop - centres) / strip)
         weights.append(weight)
     total = torch.stack(weights).sum(dim=0)  # not one where three tiles meet
     return [(weight / total)[span.scaled(factor)] for weight, span in zip(weights, spans, strict=True)]
+
+
+def _fade(position: torch.Tensor) -> torch.Tensor:
+    """From 0 to 1 over the middle half of 0..1; a tile is least true at its border, which should not be seen at all."""
+    return (2 * position - 0.5).clamp(0, 1)
 
 
 def _fewest_tiles(length: int, max_side: int, overlap: int) -> int:
