@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from flashvideo.data.dead_leaves import render_leaves
 from flashvideo.pipelines.loading import NANO_PATH
 from flashvideo.vae import Tiling, decode_latents, encode_pixels, tile_spans
-from flashvideo.vae.lockstep import Walker, decoder_walk, encoder_walk, normalise, walk_together
+from flashvideo.vae.lockstep import Walker, decoder_walk, encoder_walk, normalise, pool_moments, walk_together
 
 CPU = torch.device("cpu")
 TILING = Tiling(rows=2, columns=2, overlap=2)
@@ -214,3 +214,14 @@ def test_a_full_hd_frame_needs_no_sliver():
     tiling = Tiling.to_fit(134, 240, max_side=45)
     assert (tiling.rows, tiling.columns) == (5, 9)
     assert {tile.rows.length for tile in tiling.tiles(134, 240)} == {34, 35, 43}
+
+
+def test_the_moments_of_parts_together_are_those_of_the_whole(generator):
+    x = torch.randn(2, 4, 30, generator=generator) + torch.arange(30)
+    parts = []
+    for part in x.split([5, 15, 10], dim=2):
+        variance, mean = torch.var_mean(part, dim=2, correction=0)
+        parts.append((part.shape[2], (mean, variance)))
+    size, (mean, variance) = pool_moments(parts)
+    assert size == 30
+    torch.testing.assert_close((variance, mean), torch.var_mean(x, dim=2, correction=0))

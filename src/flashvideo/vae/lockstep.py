@@ -109,7 +109,7 @@ def walk_together(
         walks.append(walk(walker))
         stops.append(_stop(walker, next(walks[-1])))
     while True:
-        _, moments = _combine(stops)
+        _, moments = pool_moments(stops)
         stops = []
         for walker, steps in zip(walkers, walks, strict=True):
             walker.go_on()
@@ -262,12 +262,12 @@ def _stop(walker: Walker, num_groups: int) -> tuple[int, Moments]:
         for frame in core.unbind(2)
     ]
     size = core[0, :, 0].numel() // num_groups
-    stop = _combine([(size, (mean, variance)) for variance, mean in frames])
+    stop = pool_moments([(size, (mean, variance)) for variance, mean in frames])
     walker.wait()
     return stop
 
 
-def _combine(parts: Sequence[tuple[int, Moments]]) -> tuple[int, Moments]:
+def pool_moments(parts: Sequence[tuple[int, Moments]]) -> tuple[int, Moments]:
     """Size and moments of a whole from those of its parts."""
     sizes = [size for size, _ in parts]
     means = torch.stack([mean for _, (mean, _) in parts])  # (parts, B, G)
