@@ -216,8 +216,8 @@ def test_an_impossible_tiling_is_an_error(arguments, message):
         Tiling(**arguments)
 
 
-def test_a_tile_no_larger_than_its_overlaps_is_an_error():
-    with pytest.raises(ValueError, match=r"max_side must exceed twice the overlap \(16\), got 16"):
+def test_a_tile_hardly_larger_than_its_overlaps_is_an_error():
+    with pytest.raises(ValueError, match=r"max_side must be at least four times the overlap \(32\), got 16"):
         Tiling.to_fit(100, 100, max_side=16)
 
 

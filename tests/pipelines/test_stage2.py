@@ -9,6 +9,7 @@ from PIL import Image
 
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import network_timestep, time_grid
+from flashvideo.pipelines import stage2 as stage2_module
 from flashvideo.pipelines.consistency import keep_consistent
 from flashvideo.pipelines.settings import complete_settings
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
@@ -225,8 +226,14 @@ def test_tiles_of_the_vae_can_be_switched_on_at_the_vae(stage2, clip):
     tiled = complete_settings((16, 24), preset=stage2.preset, vae=stage2.vae, **size)
     given = complete_settings((16, 24), preset=stage2.preset, vae=stage2.vae, tiling=Tiling(rows=2), **size)
     assert untiled.tiling is None
-    assert (tiled.tiling.rows, tiled.tiling.columns) == (3, 4)
+    assert (tiled.tiling.rows, tiled.tiling.columns) == (2, 4)
     assert given.tiling == Tiling(rows=2)
+
+
+def test_frames_are_resized_one_by_one_with_the_bits_of_a_clip(stage2, generator):
+    pixels = torch.rand(2, 5, 3, 20, 30, generator=generator) * 2 - 1
+    assert torch.equal(stage2.prepare_pixels(pixels, 48, 64), resize_video(pixels, 48, 64))
+    assert torch.equal(stage2.prepare_pixels(pixels, 8, 16), resize_video(pixels, 8, 16))
 
 
 def test_a_change_of_shape_is_logged(stage2, caplog):

@@ -56,6 +56,7 @@ class EnhanceSettings:
 
     enlarged: tuple[int, int] | None = None
     """Height and width to which the input is resized, of which the middle is kept; None for the target's own."""
+
     reference_rounding: bool = False
     """Whether time grid and noise step are rounded as in a bfloat16 run of the released code."""
 

@@ -37,7 +37,7 @@ from flashvideo.pipelines.trained import log_untrained_preview
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import LatentShape, latent_shape
-from flashvideo.vae import decode_latents
+from flashvideo.vae import Tiling, decode_latents
 
 
 class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
@@ -225,9 +225,10 @@ class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
         return latents
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, latents: torch.Tensor, *, tiling: Tiling | None = None) -> torch.Tensor:
         """Decodes scaled latents (B, f, C, h, w) to pixels (B, F, 3, H, W) in [-1, 1], float32, not rounded."""
-        return decode_latents(self.vae, latents, scale=self.preset.stage1.latent_scale, clamp=True)
+        scale = self.preset.stage1.latent_scale
+        return decode_latents(self.vae, latents, scale=scale, tiling=tiling, clamp=True)
 
     @torch.no_grad()
     def __call__(

@@ -172,14 +172,17 @@ class FlashVideoEnhancePipeline(StagePipeline):
             width: Target width.
 
         Returns:
-            (B, N, 3, H', W'), H' and W' as `padded_size` gives them.
+            (B, N, 3, H', W') on the CPU, H' and W' as `padded_size` gives them.
         """
-        padded_height, padded_width = self.padded_size(height, width)
-        resized = resize_video(pixels.to(self._execution_device), height, width)
-        for axis, side, padded in ((-2, height, padded_height), (-1, width, padded_width)):
-            indices = torch.tensor(reflect_indices(side, padded), device=resized.device)
-            resized = resized.index_select(axis, indices)
-        return resized
+        rows, columns = (
+            torch.tensor(reflect_indices(side, padded))
+            for side, padded in zip((height, width), self.padded_size(height, width), strict=True)
+        )
+        prepared = torch.empty((*pixels.shape[:3], len(rows), len(columns)), dtype=pixels.dtype)
+        for number, frame in enumerate(pixels.unbind(1)):  # one at a time: a large clip would fill the device
+            resized = resize_video(frame.to(self._execution_device), height, width).cpu()
+            prepared[:, number] = resized.index_select(-2, rows).index_select(-1, columns)
+        return prepared
 
     @torch.no_grad()
     def prepare_latents(
@@ -273,11 +276,34 @@ class FlashVideoEnhancePipeline(StagePipeline):
 
     @torch.no_grad()
     def decode_latents(
-        self, latents: torch.Tensor, height: int, width: int, *, tiling: Tiling | None = None
+        self,
+        latents: torch.Tensor,
+        height: int,
+        width: int,
+        *,
+        tiling: Tiling | None = None,
+        output_device: torch.device | str | None = None,
     ) -> torch.Tensor:
-        """Decodes scaled latents (B, f, C, h, w) to pixels (B, N, 3, height, width) in [-1, 1], without the padding."""
-        scale = self.preset.stage2.latent_scale
-        pixels = decode_latents(self.vae, latents, scale=scale, tiling=tiling, clamp=True)
+        """Decodes latents to pixels without the padding.
+
+        Args:
+            latents: Scaled latents (B, f, C, h, w).
+            height: Target height.
+            width: Target width.
+            tiling: Tiles of the VAE.
+            output_device: Where the pixels are wanted; None for the VAE's device.
+
+        Returns:
+            Pixels (B, N, 3, height, width) in [-1, 1], float32.
+        """
+        pixels = decode_latents(
+            self.vae,
+            latents,
+            scale=self.preset.stage2.latent_scale,
+            tiling=tiling,
+            clamp=True,
+            output_device=output_device,
+        )
         return pixels[..., :height, :width]
 
     @torch.no_grad()
@@ -314,12 +340,12 @@ class FlashVideoEnhancePipeline(StagePipeline):
             pixels = self.prepare_pixels(window.frames, *settings.working_size)
             batch_size, num_frames, _, height, width = pixels.shape
             shape = latent_shape(num_frames, height, width, vae_config=self.vae.config).as_tuple(batch_size)
-            start = window.start // temporal
+            start, device = window.start // temporal, self._execution_device
             latents = self.prepare_latents(
                 pixels,
                 settings.noise_step,
-                posterior_noise=posterior_field.take(start, shape, device=pixels.device),
-                noise=degradation_field.take(start, shape, device=pixels.device),
+                posterior_noise=posterior_field.take(start, shape, device=device),
+                noise=degradation_field.take(start, shape, device=device),
                 tiling=settings.tiling,
             )
             latents = self.denoise(
@@ -353,7 +379,12 @@ class FlashVideoEnhancePipeline(StagePipeline):
 
         def decoded() -> Iterator[tuple[int, torch.Tensor]]:
             for window, latents in windows:
-                pixels = self.decode_latents(latents, *settings.working_size, tiling=settings.tiling)
+                pixels = self.decode_latents(
+                    latents,
+                    *settings.working_size,
+                    tiling=settings.tiling,
+                    output_device=None if settings.consistency else "cpu",  # consistency is for the device
+                )
                 if settings.consistency:
                     pixels = keep_consistent(pixels, window.frames)
                 pixels = pixels[..., top : top + settings.height, left : left + settings.width]
