@@ -32,7 +32,7 @@ from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postpro
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import LatentShape, latent_shape
-from flashvideo.vae import decode_latents
+from flashvideo.vae import Tiling, decode_latents
 
 
 class FlashVideoStage1Pipeline(StagePipeline):
@@ -51,6 +51,7 @@ class FlashVideoStage1Pipeline(StagePipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _unconditional_first = True
+    _phase = "stage1"
 
     def __init__(
         self,
@@ -213,9 +214,15 @@ class FlashVideoStage1Pipeline(StagePipeline):
         return latents
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, latents: torch.Tensor, *, tiling: Tiling | None = None) -> torch.Tensor:
         """Decodes scaled latents (B, f, C, h, w) to pixels (B, F, 3, H, W) in [-1, 1], float32, not rounded."""
-        return decode_latents(self.vae, latents, scale=self.preset.stage1.latent_scale, clamp=True)
+        scale = self.preset.stage1.latent_scale
+        return self.run_phase(
+            "stage1_decode",
+            lambda measures: decode_latents(
+                self.vae, latents, scale=scale, tiling=tiling or measures.tiling, clamp=True
+            ),
+        )
 
     @torch.no_grad()
     def __call__(

@@ -58,6 +58,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
 
     model_cpu_offload_seq = "text_encoder->vae->transformer"
     _unconditional_first = False
+    _phase = "stage2"
 
     def __init__(
         self,
@@ -164,7 +165,16 @@ class FlashVideoEnhancePipeline(StagePipeline):
             Scaled latents (B, f, C, h, w), float32.
         """
         scale = self.preset.stage2.latent_scale
-        latents = encode_pixels(self.vae, pixels, scale=scale, posterior_noise=posterior_noise, tiling=tiling)
+        latents = self.run_phase(
+            "stage2_encode",
+            lambda measures: encode_pixels(
+                self.vae,
+                pixels,
+                scale=scale,
+                posterior_noise=posterior_noise,
+                tiling=tiling or measures.tiling,
+            ),
+        )
         return degrade_latents(latents, noise_step, noise=noise)
 
     @torch.no_grad()
@@ -230,7 +240,12 @@ class FlashVideoEnhancePipeline(StagePipeline):
     ) -> torch.Tensor:
         """Decodes scaled latents (B, f, C, h, w) to pixels (B, N, 3, height, width) in [-1, 1], without the padding."""
         scale = self.preset.stage2.latent_scale
-        pixels = decode_latents(self.vae, latents, scale=scale, tiling=tiling, clamp=True)
+        pixels = self.run_phase(
+            "stage2_decode",
+            lambda measures: decode_latents(
+                self.vae, latents, scale=scale, tiling=tiling or measures.tiling, clamp=True
+            ),
+        )
         return pixels[..., :height, :width]
 
     @torch.no_grad()
