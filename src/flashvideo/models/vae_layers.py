@@ -1,12 +1,12 @@
 """The CogVideoX VAE's encoder and decoder for inference, in a fraction of the memory that their own modules take.
 
-The weights are the modules', the numbers too, up to rounding; but nothing of a frame's full size comes about that need not:
+The weights are the modules', the numbers too, up to rounding; but nothing of full size comes about that need not:
 
-- Norm, modulation, activation and convolution run strip by strip, a strip being a few rows of all frames. The statistics
-  of a group norm are gathered first, from the whole, so that strips, unlike tiles, leave no trace.
+- Norm, modulation, activation and convolution run strip by strip, a strip being a few rows of all frames. The
+  statistics of a group norm are gathered first, from the whole, so that strips, unlike tiles, leave no trace.
 - Where a layer's input is not needed any more, its output takes its place.
-- What the decoder's norms are modulated by is computed at the latents' resolution and enlarged afterwards, and frames that
-  are doubled in time are convolved once.
+- What the decoder's norms are modulated by is computed at the latents' resolution and enlarged afterwards, and frames
+  that are doubled in time are convolved once.
 
 Shapes: B clips, C channels, F frames of a chunk, H, W height and width of the layer; f, h, w of the latents.
 """
@@ -125,32 +125,27 @@ def _convolve(
     Returns:
         (B, C', F, H, W).
     """
-    convolution, halo = module.conv, module.height_pad
+    convolution, halo, num_before = module.conv, module.height_pad, module.time_kernel_size - 1
     height = x.shape[3]
-    before, after = caches.get(name), []
+    cache, is_first = caches.get(name), name not in caches
     result = x if in_place else None
-    above: torch.Tensor | None = (
-        None  # rows above the strip, kept since the result may have taken their place
-    )
+    above: torch.Tensor | None = None  # rows above the strip, kept since their places may have been taken
     for rows in _strips(x):
         bottom = min(rows.stop + halo, height)
         strip = prepare(x, slice(rows.start, bottom))  # (B, C, F, rows, W)
+        if is_first:
+            before = strip[:, :, :1].expand(-1, -1, num_before, -1, -1)
+        else:
+            before = cache[:, :, :, rows.start : bottom]
+        strip = torch.cat((before, strip), dim=2)  # (B, C, k - 1 + F, rows, W)
+        if cache is None:
+            cache = strip.new_empty(*strip.shape[:2], num_before, height, strip.shape[4])
+        cache[:, :, :, rows] = strip[:, :, -num_before:, : rows.stop - rows.start]
         top = rows.start
         if above is not None:
             top -= above.shape[3]
             strip = torch.cat((above, strip), dim=3)
-        earlier = (
-            strip[:, :, :1].expand(-1, -1, module.time_kernel_size - 1, -1, -1)
-            if before is None
-            else before[:, :, :, top:bottom]
-        )
         above = strip[:, :, :, max(0, rows.stop - halo - top) : rows.stop - top].clone()
-        strip = torch.cat((earlier, strip), dim=2)  # (B, C, k - 1 + F, rows, W)
-        after.append(
-            strip[
-                :, :, strip.shape[2] - module.time_kernel_size + 1 :, rows.start - top : rows.stop - top
-            ].clone()
-        )
         edges = (0, 0, halo - (rows.start - top), halo - (bottom - rows.stop))
         out = F.conv3d(
             F.pad(strip, edges) if any(edges) else strip,
@@ -161,8 +156,9 @@ def _convolve(
         if result is None:
             result = out.new_empty(*out.shape[:3], height, out.shape[4])
         result[:, :, :, rows] = out
-    caches[name] = torch.cat(after, dim=3)
+    assert cache is not None
     assert result is not None
+    caches[name] = cache
     return result
 
 
