@@ -8,14 +8,19 @@ from typing import ClassVar
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 from flashvideo.models.rope import apply_rope, neighbour_query_key
 
 QK_NORM_EPS = 1e-6
 LOCAL_GAIN = 1.4
 """Gain of query and key norms with which one neighbour gets about half of a local head's attention."""
+
+MAX_SCORE_BYTES = 4 * 1024**3
+"""Largest matrix of attention scores, queries times keys, that may come about. Fused kernels make none; torch's plain
+kernel would need 1.2 TB at 1080p."""
 
 
 class FlashVideoAttnProcessor:
@@ -44,12 +49,29 @@ class FlashVideoAttnProcessor:
         query = torch.cat((text_query, video_query), dim=1).to(value.dtype)
         key = torch.cat((text_key, video_key), dim=1).to(value.dtype)
 
+        attended = attn.project_out(self.attend(query, key, value))
+        return attended[:, num_text:], attended[:, :num_text]
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention itself, by the kernel that was chosen.
+
+        Args:
+            query: (B, N, H, D).
+            key: (B, N, H, D).
+            value: (B, N, H, D).
+
+        Returns:
+            (B, N, C).
+
+        Raises:
+            ValueError: If only torch's plain kernel is left for a sequence that is too long for it.
+        """
+        if type(query) is torch.Tensor:  # not while shapes are traced
+            refuse_plain_kernel(query, key, value, self._attention_backend)
         attended = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
-        attended = attended.flatten(2, 3).to(value.dtype)  # (B, L + S, C)
-        attended = attn.to_out[1](attn.to_out[0](attended))
-        return attended[:, num_text:], attended[:, :num_text]
+        return attended.flatten(2, 3).to(value.dtype)
 
 
 class FlashVideoAttention(nn.Module, AttentionModuleMixin):
@@ -114,6 +136,10 @@ class FlashVideoAttention(nn.Module, AttentionModuleMixin):
         )
         return self.norm_q(query), self.norm_k(key), value
 
+    def project_out(self, attended: torch.Tensor) -> torch.Tensor:
+        """The output projection of attended tokens (B, N, C)."""
+        return self.to_out[1](self.to_out[0](attended))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -131,3 +157,39 @@ class FlashVideoAttention(nn.Module, AttentionModuleMixin):
             Updated video tokens (B, S, C) and text tokens (B, L, C).
         """
         return self.processor(self, hidden_states, encoder_hidden_states, rotary_tables)
+
+
+def refuse_plain_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName | None
+) -> None:
+    """Refuses attention whose matrix of scores would come about and exceed `MAX_SCORE_BYTES`.
+
+    Torch falls back to its plain kernel without a word where no fused one takes the device, dtype or head size.
+
+    Args:
+        query: (B, N, H, D).
+        key: (B, N, H, D).
+        value: (B, N, H, D).
+        backend: The kernel that was chosen; None for torch's own choice.
+
+    Raises:
+        ValueError: In one sentence, what is needed and what to do.
+    """
+    batch_size, num_tokens, num_heads, _ = query.shape
+    num_bytes = batch_size * num_heads * num_tokens**2 * query.element_size()
+    if num_bytes <= MAX_SCORE_BYTES or backend not in (
+        None,
+        AttentionBackendName.NATIVE,
+        AttentionBackendName._NATIVE_MATH,
+    ):
+        return
+    is_plain = backend == AttentionBackendName._NATIVE_MATH
+    if not is_plain:
+        choice = torch._fused_sdp_choice(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        is_plain = choice == SDPBackend.MATH.value
+    if is_plain:
+        raise ValueError(
+            f"attention over {num_tokens} tokens needs a fused kernel, but for {query.dtype} on {query.device.type} "
+            f"there is only the plain one, which would need {num_bytes / 1024**3:.0f} GiB; use bfloat16 or float16, "
+            "a smaller size or fewer frames, or name an installed kernel with transformer.set_attention_backend"
+        )

@@ -10,7 +10,8 @@ Shapes: B batch, f latent frames, c latent channels, h and w latent height and w
 S = f * h/p * w/p video tokens, L text tokens, C channels of the token stream, E time embedding channels.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -24,7 +25,15 @@ from einops import rearrange
 from torch import nn
 
 from flashvideo.models.attention import FlashVideoAttention
-from flashvideo.models.rope import FixedPositionEmbedding3D, PositionEmbedding3D, RotaryEmbedding3D
+from flashvideo.models.rope import (
+    FixedPositionEmbedding3D,
+    PositionEmbedding3D,
+    RotaryEmbedding3D,
+    apply_rope,
+)
+
+DEFAULT_CHUNK_SIZE = 8192
+"""Tokens per chunk of `FlashVideoTransformer3DModel.enable_forward_chunking`: enough to keep an accelerator busy."""
 
 
 class PatchEmbed(nn.Module):
@@ -52,6 +61,14 @@ class PatchEmbed(nn.Module):
         return rearrange(patches, "(b f) c h w -> b (f h w) c", f=num_frames), self.text_proj(text)
 
 
+class Modulation(NamedTuple):
+    """Shift, scale and residual gate of one kind of token, each (B, 1, C)."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+    gate: torch.Tensor
+
+
 class AdaptiveLayerNormZero(nn.Module):
     """Layer norm whose shift, scale and residual gate come from the time embedding, apart for video and text.
 
@@ -75,12 +92,23 @@ class AdaptiveLayerNormZero(nn.Module):
         Returns:
             Modulated video, modulated text, video gate and text gate (gates: (B, 1, C)).
         """
-        modulation = self.linear(nn.functional.silu(temb)).unsqueeze(1)  # (B, 1, 6 C)
-        shift, scale, gate, text_shift, text_scale, text_gate = modulation.chunk(6, dim=-1)
+        video, text = self.modulation(temb)
+        return (
+            self.modulate(hidden_states, video),
+            self.modulate(encoder_hidden_states, text),
+            video.gate,
+            text.gate,
+        )
+
+    def modulation(self, temb: torch.Tensor) -> tuple[Modulation, Modulation]:
+        """What the time embedding (B, E) asks for, of video and of text."""
+        six = self.linear(nn.functional.silu(temb)).unsqueeze(1).chunk(6, dim=-1)  # (B, 1, C) each
+        return Modulation(*six[:3]), Modulation(*six[3:])
+
+    def modulate(self, tokens: torch.Tensor, by: Modulation) -> torch.Tensor:
+        """Normalise, scale and shift any number of tokens (B, N, C)."""
         # Cast once to the compute dtype: under autocast the residual stream is float32, the matmuls are not.
-        video = (self.norm(hidden_states) * (1 + scale) + shift).to(scale.dtype)
-        text = (self.norm(encoder_hidden_states) * (1 + text_scale) + text_shift).to(scale.dtype)
-        return video, text, gate, text_gate
+        return (self.norm(tokens) * (1 + by.scale) + by.shift).to(by.scale.dtype)
 
 
 class AdaptiveLayerNormOut(nn.Module):
@@ -143,6 +171,7 @@ class FlashVideoBlock(nn.Module):
             time_embed_dim, dim, eps=norm_eps, elementwise_affine=norm_elementwise_affine
         )
         self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=True)
+        self.chunk_size: int | None = None
 
     def forward(
         self,
@@ -152,6 +181,10 @@ class FlashVideoBlock(nn.Module):
         rotary_tables: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Update video tokens (B, S, C) and text tokens (B, L, C)."""
+        if self.chunk_size is not None and not torch.is_grad_enabled():
+            return self.forward_in_chunks(
+                hidden_states, encoder_hidden_states, temb, rotary_tables, self.chunk_size
+            )
         video, text, gate, text_gate = self.norm1(hidden_states, encoder_hidden_states, temb)
         video, text = self.attn1(video, text, rotary_tables)
         hidden_states = hidden_states + gate * video
@@ -162,6 +195,59 @@ class FlashVideoBlock(nn.Module):
         hidden_states = hidden_states + gate * self.ff(video)
         encoder_hidden_states = encoder_hidden_states + text_gate * self.ff(text)
         return hidden_states, encoder_hidden_states
+
+    def forward_in_chunks(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        rotary_tables: tuple[torch.Tensor, torch.Tensor] | None,
+        chunk_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for few tokens at a time; only attention, which needs them all, sees them at once.
+
+        At its peak five tensors of the size of the token stream are alive: the stream, queries, keys, values and
+        what was attended to. Not for training.
+
+        Args:
+            hidden_states: Video tokens (B, S, C).
+            encoder_hidden_states: Text tokens (B, L, C).
+            temb: Time embedding (B, E).
+            rotary_tables: ``(cos, sin)`` of shape (S, D), or None.
+            chunk_size: Tokens at a time.
+
+        Returns:
+            Updated video tokens (B, S, C) and text tokens (B, L, C).
+        """
+        streams = (encoder_hidden_states, hidden_states)  # attention's order
+        attention, num_text = self.attn1, encoder_hidden_states.shape[1]
+        modulations = self.norm1.modulation(temb)[::-1]
+        qkv: list[torch.Tensor] = []  # query, key, value: (B, L + S, H, D) each
+        for stream, by, start in zip(streams, modulations, (0, num_text), strict=True):
+            for chunk in _chunks(stream.shape[1], chunk_size):
+                query, key, value = attention.project(self.norm1.modulate(stream[:, chunk], by))
+                if stream is hidden_states and rotary_tables is not None:
+                    tables = (rotary_tables[0][chunk], rotary_tables[1][chunk])
+                    query, key = apply_rope(query, tables), apply_rope(key, tables)
+                if not qkv:
+                    shape = (len(stream), num_text + hidden_states.shape[1], *value.shape[2:])
+                    qkv = [value.new_empty(shape) for _ in range(3)]
+                for whole, part in zip(qkv, (query, key, value), strict=True):
+                    whole[:, start + chunk.start : start + chunk.stop] = part
+        attended = attention.processor.attend(*qkv)  # (B, L + S, C)
+        del qkv
+        results = []
+        for stream, by, start in zip(streams, modulations, (0, num_text), strict=True):
+            result = torch.empty_like(stream)
+            for chunk in _chunks(stream.shape[1], chunk_size):
+                out = attention.project_out(attended[:, start + chunk.start : start + chunk.stop])
+                result[:, chunk] = stream[:, chunk] + by.gate * out
+            results.append(result)
+        del attended
+        for result, by in zip(results, self.norm2.modulation(temb)[::-1], strict=True):
+            for chunk in _chunks(result.shape[1], chunk_size):
+                result[:, chunk] += by.gate * self.ff(self.norm2.modulate(result[:, chunk], by))
+        return results[1], results[0]
 
 
 class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
@@ -300,6 +386,36 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         )
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
+        self.chunk_size: int | None = None
+
+    def enable_forward_chunking(self, chunk_size: int = DEFAULT_CHUNK_SIZE, dim: int = 1) -> None:
+        """Do everything but attention for few tokens at a time, to save memory; without gradients only.
+
+        The result differs from the unchunked one by rounding alone.
+
+        Args:
+            chunk_size: Tokens at a time.
+            dim: The axis of the tokens, 1; there is no other.
+
+        Raises:
+            ValueError: If ``chunk_size`` is not positive, or ``dim`` is not 1.
+        """
+        if chunk_size < 1 or dim != 1:
+            raise ValueError(
+                "forward chunking needs chunk_size of at least 1 and dim 1, the axis of tokens, "
+                f"got {chunk_size} and {dim}"
+            )
+        self._set_chunk_size(chunk_size)
+
+    def disable_forward_chunking(self) -> None:
+        """Do everything for all tokens at once again."""
+        self._set_chunk_size(None)
+
+    def _set_chunk_size(self, chunk_size: int | None) -> None:
+        self.chunk_size = chunk_size
+        for block in self.transformer_blocks:
+            assert isinstance(block, FlashVideoBlock)
+            block.chunk_size = chunk_size
 
     def embed_conditions(
         self,
@@ -393,7 +509,7 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             else:
                 video, text = block(video, text, temb, rotary_tables)
 
-        patches = self.proj_out(self.norm_out(self.norm_final(video), temb))  # (B, S, c p p)
+        patches = self.proj_out(self._normalise_out(video, temb))  # (B, S, c p p)
         sample = rearrange(
             patches,
             "b (f h w) (c p q) -> b f c (h p) (w q)",
@@ -403,6 +519,14 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             q=patch_size,
         )
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _normalise_out(self, video: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """(B, S, C) -> (B, S, C)."""
+        if self.chunk_size is None or torch.is_grad_enabled():
+            return self.norm_out(self.norm_final(video), temb)
+        for chunk in _chunks(video.shape[1], self.chunk_size):
+            video[:, chunk] = self.norm_out(self.norm_final(video[:, chunk]), temb)
+        return video
 
     def _check_inputs(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         config = self.config
@@ -425,6 +549,11 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
                 f"encoder_hidden_states must be (batch, at most {config.max_text_seq_length} tokens, "
                 f"{config.text_embed_dim}), got {tuple(text.shape)}"
             )
+
+
+def _chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
+    for start in range(0, num_tokens, chunk_size):
+        yield slice(start, min(start + chunk_size, num_tokens))
 
 
 def _zero_embedder(dim: int, time_embed_dim: int, activation: str) -> TimestepEmbedding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,6 +12,12 @@ from flashvideo.flow import guided_velocity
 from flashvideo.pipelines.inputs import read_preset
 from flashvideo.presets import Preset
 from flashvideo.text import encode_prompts, unconditional_like
+
+if TYPE_CHECKING:
+    from flashvideo.pipelines.device_memory import DeviceMemory
+    from flashvideo.pipelines.memory import Measures
+
+T = TypeVar("T")
 
 Callback = Callable[
     [DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None
@@ -36,11 +42,16 @@ class StagePipeline(DiffusionPipeline):
     # Order of the guidance batch. It changes the result only by rounding; it is the released code's.
     _unconditional_first: ClassVar[bool]
 
+    # Name of the denoising phase in memory plans.
+    _phase: ClassVar[str]
+
     def __init__(self, preset: Mapping[str, Any] | Preset | None, **components: object) -> None:
         super().__init__()
         self.register_modules(**components)
         self.register_to_config(preset=read_preset(preset).to_dict())
         self._interrupt = False
+        self._sequential_guidance = False
+        self._memory: DeviceMemory | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: torch.Tensor | None = None
@@ -64,6 +75,36 @@ class StagePipeline(DiffusionPipeline):
     def current_timestep(self) -> torch.Tensor | None:
         """Timestep of the current step, None between runs."""
         return self._current_timestep
+
+    def enable_sequential_guidance(self) -> None:
+        """Evaluates the two branches of guidance one after another: half of the memory, and the same result."""
+        self._sequential_guidance = True
+
+    def disable_sequential_guidance(self) -> None:
+        """Evaluates the two branches of guidance in one batch again."""
+        self._sequential_guidance = False
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where networks work, which is not where they lie while they are idle."""
+        if self._memory is not None:
+            return self._memory.device
+        device: torch.device = super()._execution_device
+        return device
+
+    def run_phase(self, phase: str, work: Callable[[Measures], T]) -> T:
+        """Does the work of a phase as the memory plan says, if there is one.
+
+        Args:
+            phase: A key of `flashvideo.pipelines.memory.PHASES`.
+            work: Does it, given the measures that save memory; may be called again if the memory runs out.
+
+        Returns:
+            What the work returns.
+        """
+        from flashvideo.pipelines.memory import Measures
+
+        return work(Measures()) if self._memory is None else self._memory.run(phase, work)
 
     @property
     def interrupt(self) -> bool:
@@ -105,8 +146,11 @@ class StagePipeline(DiffusionPipeline):
         if self.tokenizer is None or self.text_encoder is None:
             raise ValueError("this pipeline has no text encoder; pass prompt_embeds instead of prompt")
         device = self._execution_device
-        embeds = encode_prompts(
-            prompts, self.tokenizer, self.text_encoder, max_text_tokens=max_text_tokens, device=device
+        embeds = self.run_phase(
+            "text",
+            lambda _: encode_prompts(
+                prompts, self.tokenizer, self.text_encoder, max_text_tokens=max_text_tokens, device=device
+            ),
         )
         return embeds if self.transformer is None else embeds.to(device, self.transformer.dtype)
 
@@ -119,7 +163,7 @@ class StagePipeline(DiffusionPipeline):
         guidance_scale: float,
         noise_step: int | None = None,
     ) -> torch.Tensor:
-        """Evaluates the network, with guidance on a batch of (text, no text) in the stage's own order.
+        """Evaluates the network; with guidance on a batch of (text, no text) in the stage's own order, or in turn.
 
         Args:
             latents: (B, f, C, h, w), float32.
@@ -131,20 +175,65 @@ class StagePipeline(DiffusionPipeline):
         Returns:
             v (B, f, C, h, w), float32.
         """
-        guided = guidance_scale != 1
-        if guided:
-            pair = [prompt_embeds, unconditional_like(prompt_embeds)]
-            prompt_embeds = torch.cat(pair[::-1] if self._unconditional_first else pair)
-            latents = torch.cat([latents, latents])
-        v = self.transformer(
+        return self.run_phase(
+            self._phase,
+            lambda measures: self._predict_velocity(
+                latents,
+                prompt_embeds,
+                timestep,
+                guidance_scale,
+                noise_step,
+                in_turn=measures.sequential_guidance or self._sequential_guidance,
+            ),
+        )
+
+    def _predict_velocity(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance_scale: float,
+        noise_step: int | None,
+        *,
+        in_turn: bool,
+    ) -> torch.Tensor:
+        if guidance_scale == 1:
+            return self.evaluate(latents, prompt_embeds, timestep, noise_step)
+        no_text = unconditional_like(prompt_embeds)
+        if in_turn:
+            v_cond, v_uncond = (
+                self.evaluate(latents, text, timestep, noise_step) for text in (prompt_embeds, no_text)
+            )
+            return guided_velocity(v_cond, v_uncond, guidance_scale)
+        texts = [no_text, prompt_embeds] if self._unconditional_first else [prompt_embeds, no_text]
+        both = self.evaluate(torch.cat([latents, latents]), torch.cat(texts), timestep, noise_step)
+        first, second = both.chunk(2)
+        v_cond, v_uncond = (second, first) if self._unconditional_first else (first, second)
+        return guided_velocity(v_cond, v_uncond, guidance_scale)
+
+    def evaluate(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        timestep: torch.Tensor,
+        noise_step: int | None = None,
+    ) -> torch.Tensor:
+        """Evaluates the network once.
+
+        Args:
+            latents: (B, f, C, h, w), float32.
+            prompt_embeds: Text embeddings (B, L, D).
+            timestep: The network's time, 0-dimensional.
+            noise_step: Step of the latent degradation, for networks that take it.
+
+        Returns:
+            v (B, f, C, h, w), float32.
+        """
+        v: torch.Tensor = self.transformer(
             latents.to(self.transformer.dtype),
             prompt_embeds,
             timestep.expand(latents.shape[0]),
             noise_step=noise_step,
             return_dict=False,
-        )[0].float()
-        if not guided:
-            return v
-        first, second = v.chunk(2)
-        v_cond, v_uncond = (second, first) if self._unconditional_first else (first, second)
-        return guided_velocity(v_cond, v_uncond, guidance_scale)
+        )[0]
+        return v.float()

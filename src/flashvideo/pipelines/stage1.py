@@ -56,6 +56,7 @@ class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _unconditional_first = True
+    _phase = "stage1"
 
     def __init__(
         self,
@@ -228,7 +229,12 @@ class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
     def decode_latents(self, latents: torch.Tensor, *, tiling: Tiling | None = None) -> torch.Tensor:
         """Decodes scaled latents (B, f, C, h, w) to pixels (B, F, 3, H, W) in [-1, 1], float32, not rounded."""
         scale = self.preset.stage1.latent_scale
-        return decode_latents(self.vae, latents, scale=scale, tiling=tiling, clamp=True)
+        return self.run_phase(
+            "stage1_decode",
+            lambda measures: decode_latents(
+                self.vae, latents, scale=scale, tiling=tiling, thrift=measures.thrift, clamp=True
+            ),
+        )
 
     @torch.no_grad()
     def __call__(

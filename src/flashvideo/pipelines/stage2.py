@@ -65,6 +65,7 @@ class FlashVideoEnhancePipeline(StagePipeline):
 
     model_cpu_offload_seq = "text_encoder->vae->transformer"
     _unconditional_first = False
+    _phase = "stage2"
 
     def __init__(
         self,
@@ -207,7 +208,17 @@ class FlashVideoEnhancePipeline(StagePipeline):
             Scaled latents (B, f, C, h, w), float32.
         """
         scale = self.preset.stage2.latent_scale
-        latents = encode_pixels(self.vae, pixels, scale=scale, posterior_noise=posterior_noise, tiling=tiling)
+        latents = self.run_phase(
+            "stage2_encode",
+            lambda measures: encode_pixels(
+                self.vae,
+                pixels,
+                scale=scale,
+                posterior_noise=posterior_noise,
+                tiling=tiling,
+                thrift=measures.thrift,
+            ),
+        )
         return degrade_latents(latents, noise_step, noise=noise)
 
     @torch.no_grad()
@@ -296,13 +307,18 @@ class FlashVideoEnhancePipeline(StagePipeline):
         Returns:
             Pixels (B, N, 3, height, width) in [-1, 1], float32.
         """
-        pixels = decode_latents(
-            self.vae,
-            latents,
-            scale=self.preset.stage2.latent_scale,
-            tiling=tiling,
-            clamp=True,
-            output_device=output_device,
+        scale = self.preset.stage2.latent_scale
+        pixels = self.run_phase(
+            "stage2_decode",
+            lambda measures: decode_latents(
+                self.vae,
+                latents,
+                scale=scale,
+                tiling=tiling,
+                thrift=measures.thrift,
+                clamp=True,
+                output_device=output_device,
+            ),
         )
         return pixels[..., :height, :width]
 

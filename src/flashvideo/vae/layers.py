@@ -257,7 +257,8 @@ def _convolve(
     result = x if in_place and isinstance(x, StoredLayer) else None
     cache, is_first = workspace.caches.get(name), name not in workspace.caches
     above: torch.Tensor | None = None  # rows above the strip, kept since their places may have been taken
-    for rows in workspace.strips(x.shape, x.dtype):
+    widest = (x.shape[0], max(x.shape[1], convolution.out_channels), *x.shape[2:])
+    for rows in workspace.strips(widest, x.dtype):
         bottom = min(rows.stop + halo, height)
         strip = x.rows(slice(rows.start, bottom))  # (B, C, F, rows, W)
         if prepare is not None:

@@ -1,0 +1,194 @@
+"""A memory plan at work: which network lies where, and how a run goes on when the memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import psutil
+import torch
+from diffusers.hooks import apply_group_offloading
+from torch import nn
+
+from flashvideo.pipelines.footprint import Footprint
+from flashvideo.pipelines.memory import (
+    DEVICE_RESERVE_BYTES,
+    GIB,
+    PHASES,
+    Measures,
+    MemoryPlan,
+    Workload,
+    plan_memory,
+)
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+HOST = torch.device("cpu")
+
+
+class DeviceMemory:
+    """The memory of a device, planned for the runs of one model.
+
+    Args:
+        components: The model's networks by name, those of `PHASES`.
+        footprint: What their work takes.
+        device: Where they work. Weights that are idle lie on the host, unless there is room for all.
+        budget_bytes: Memory that may be used; what is free if None.
+    """
+
+    def __init__(
+        self,
+        components: Mapping[str, nn.Module],
+        footprint: Footprint,
+        device: torch.device,
+        *,
+        budget_bytes: int | None = None,
+    ) -> None:
+        self.device = device
+        self.plan: MemoryPlan | None = None
+        """The plan of the current or last run."""
+
+        self._components = components
+        self._footprint = footprint
+        self._budget_bytes = budget_bytes
+        self._workload: Workload | None = None
+        self._streamed: set[str] = set()
+
+    def prepare(self, workload: Workload) -> MemoryPlan:
+        """Makes the plan of a run, unless the current one is for it.
+
+        Args:
+            workload: What is asked for.
+
+        Returns:
+            The plan. If none fits, the thriftiest one, with a warning.
+        """
+        if self.plan is None or self._workload is None or not self._workload.includes(workload):
+            self._workload = workload
+            self.plan = self.plan_for(workload)
+            logger.info("memory plan:\n%s", self.plan)
+            if not self.plan.fits:
+                logger.warning(
+                    "this will need about %.1f GiB and %.1f GiB are free; it may run out of memory, a smaller size or "
+                    "fewer frames need less",
+                    self.plan.peak_bytes / GIB,
+                    self.plan.budget_bytes / GIB,
+                )
+        return self.plan
+
+    def plan_for(self, workload: Workload) -> MemoryPlan:
+        """Returns the fastest plan for a run that fits this device."""
+        budget = self._budget_bytes
+        is_host = self.device.type == HOST.type
+        if budget is None:
+            on_device = sum(
+                tensor.nbytes
+                for module in self._components.values()
+                for tensor in (*module.parameters(), *module.buffers())
+                if tensor.device.type == self.device.type
+            )
+            budget = free_bytes(self.device) + on_device
+        return plan_memory(
+            self._footprint,
+            workload,
+            budget,
+            may_offload=not is_host,
+            reserve_bytes=0 if is_host else DEVICE_RESERVE_BYTES,
+        )
+
+    def run(self, phase: str, work: Callable[[Measures], T]) -> T:
+        """Does the work of a phase, with the network where it is needed; if the memory runs out, more thriftily.
+
+        Args:
+            phase: A key of `PHASES`.
+            work: Does it, with the plan's measures; may be called again.
+
+        Returns:
+            What the work returns.
+        """
+        while True:
+            measures = self.enter(phase)
+            try:
+                return work(measures)
+            except (RuntimeError, MemoryError) as error:
+                thriftier = self.plan and self.plan.thriftier(phase)
+                if thriftier is None or not is_out_of_memory(error):
+                    raise
+            # Only here, outside of the handler, are the failed work's tensors free.
+            was_resident = self.plan is not None and self.plan.resident
+            self.plan = thriftier
+            planned = thriftier.phase(phase)
+            assert planned is not None
+            logger.warning(
+                "out of memory at %s; going on with %s",
+                phase,
+                "one network at a time on the device" if was_resident else planned.measures,
+            )
+            self.release()
+
+    def enter(self, phase: str) -> Measures:
+        """Brings a phase's network to the device, and all others away if the plan says so.
+
+        Returns:
+            The measures of the phase; none if no plan was made.
+        """
+        planned = None if self.plan is None else self.plan.phase(phase)
+        measures = Measures() if planned is None else planned.measures
+        worker = PHASES[phase]
+        if measures.streamed_weights and worker not in self._streamed:
+            self._stream(worker)
+        is_resident = self.plan is None or self.plan.resident
+        for name, module in self._components.items():
+            if name not in self._streamed:
+                target = self.device if is_resident or name == worker else HOST
+                if next(module.parameters()).device.type != target.type:
+                    module.to(target)
+        if phase in ("stage1", "stage2"):
+            transformer = self._components[worker]
+            if measures.chunk_size is None:
+                transformer.disable_forward_chunking()
+            else:
+                transformer.enable_forward_chunking(measures.chunk_size)
+        return measures
+
+    def release(self) -> None:
+        """Gives memory that is no longer used back to the device."""
+        gc.collect()
+        if self.device.type != HOST.type:
+            torch.accelerator.empty_cache()
+
+    def _stream(self, name: str) -> None:
+        """From now on brings a network's weights to the device piece by piece."""
+        module = self._components[name].to(HOST)
+        # The text encoder's layers lie too deep for diffusers to find them as blocks.
+        by_block = {"offload_type": "block_level", "num_blocks_per_group": 1}
+        apply_group_offloading(
+            module,
+            onload_device=self.device,
+            offload_device=HOST,
+            use_stream=self.device.type == "cuda",
+            low_cpu_mem_usage=True,
+            **({"offload_type": "leaf_level"} if name == "text_encoder" else by_block),
+        )
+        self._streamed.add(name)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the memory of a device that nothing else uses; of the host, what processes can still get."""
+    if device.type == HOST.type:
+        return int(psutil.virtual_memory().available)
+    free, _ = torch.accelerator.get_memory_info(device)
+    cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    return int(free + cached)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out; torch has a class for it on some devices only."""
+    message = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+    )

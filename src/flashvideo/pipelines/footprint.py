@@ -1,0 +1,402 @@
+"""How much memory a model's work takes, found out by doing it on tensors that have a shape but no data.
+
+The real code runs, so what is counted is what will happen; a network of billions of parameters takes a moment, on any
+machine. Counted are the tensors that torch allocates and, for convolutions, the copies that their kernels make.
+
+Shapes: B clips, F frames, H, W pixels; f, C, h, w of the latents; L text tokens, D channels of the text encoder.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import T5Config, T5EncoderModel
+
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
+from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
+from flashvideo.presets import Preset
+from flashvideo.schedule import FlashVideoScheduler
+from flashvideo.shapes import latent_shape
+from flashvideo.vae import DECODE_LATENT_FRAMES_PER_CHUNK, ENCODE_FRAMES_PER_CHUNK, time_chunks
+from flashvideo.vae.layers import Workspace, decode_chunk, encode_chunk
+
+_LARGE_VALUES = 2**15
+"""Height times width from which on the VAE's footprint is extrapolated."""
+
+
+class AllocationTracker(TorchDispatchMode):
+    """Within its block, adds up the tensors that are alive; those from before the block do not count.
+
+    Example:
+        >>> import torch
+        >>> with AllocationTracker() as tracker:
+        ...     x = torch.zeros(10)
+        ...     del x
+        ...     y = torch.zeros(5)
+        >>> tracker.peak_bytes
+        40
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        """The most that was alive at once."""
+
+        self.elsewhere_bytes = 0
+        """The most that was alive at once of what was allocated within `elsewhere`."""
+
+        self._alive_bytes = [0, 0]  # here and elsewhere
+        self._place = 0
+        self._known: dict[int, Any] = {}  # address of a storage -> what notices its end
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Within the block, new tensors are taken to lie in another memory."""
+        self._place = 1
+        try:
+            yield
+        finally:
+            self._place = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation and counts what it allocates."""
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        for tensor in inputs:
+            self._note(tensor, is_new=False)
+        result = func(*args, **kwargs or {})
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for tensor in outputs:
+            self._note(tensor, is_new=True)
+        if func is torch.ops.aten.convolution.default:
+            # Kernels rearrange input and output into blocks of channels, in copies of their own.
+            copies = inputs[0].nbytes + outputs[0].nbytes
+            self.peak_bytes = max(self.peak_bytes, self._alive_bytes[0] + copies)
+        return result
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends the counting."""
+        super().__exit__(*error)
+        for notice in self._known.values():
+            notice.detach()
+
+    def _note(self, tensor: torch.Tensor, *, is_new: bool) -> None:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._known:
+            return
+        num_bytes, place = storage.nbytes() if is_new else 0, self._place
+        self._known[address] = weakref.finalize(storage, self._forget, address, num_bytes, place)
+        self._alive_bytes[place] += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self._alive_bytes[0])
+        self.elsewhere_bytes = max(self.elsewhere_bytes, self._alive_bytes[1])
+
+    def _forget(self, address: int, num_bytes: int, place: int) -> None:
+        self._alive_bytes[place] -= num_bytes
+        del self._known[address]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """What some work allocates at its peak."""
+
+    device_bytes: int
+    """Where it is done."""
+
+    host_bytes: int = 0
+    """On the host, of what waits there."""
+
+
+@dataclass(kw_only=True)
+class _TrackedWorkspace(Workspace):
+    """A workspace whose host is elsewhere, though all of its tensors are of one kind, without data."""
+
+    tracker: AllocationTracker
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, on_host: bool) -> torch.Tensor:
+        if not on_host:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        with self.tracker.elsewhere():
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfigs:
+    """What a two-stage model consists of: enough to know its memory, without its weights."""
+
+    preset: Preset
+    """Defaults and constants."""
+
+    text_encoder: Mapping[str, Any] | None
+    """Config of the T5 encoder; None if there is none."""
+
+    vae: Mapping[str, Any]
+    """Config of the VAE."""
+
+    stage1_transformer: Mapping[str, Any]
+    """Config of Stage I's transformer."""
+
+    stage2_transformer: Mapping[str, Any]
+    """Config of Stage II's transformer."""
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> ModelConfigs:
+        """Reads the configs of a loaded two-stage pipeline."""
+        encoder = pipeline.text_encoder
+        return cls(
+            preset=pipeline.preset,
+            text_encoder=None if encoder is None else encoder.config.to_dict(),
+            vae=dict(pipeline.vae.config),
+            stage1_transformer=dict(pipeline.stage1_transformer.config),
+            stage2_transformer=dict(pipeline.stage2_transformer.config),
+        )
+
+
+class Footprint:
+    """Predicts what each part of a model's work allocates.
+
+    Args:
+        configs: The model.
+        dtype: What its weights and activations are stored in.
+    """
+
+    def __init__(self, configs: ModelConfigs, dtype: torch.dtype) -> None:
+        self.configs = configs
+        self.dtype = dtype
+        self._mode = FakeTensorMode()
+
+    @functools.cached_property
+    def weights(self) -> dict[str, int]:
+        """Bytes of each component's weights."""
+        with torch.device("meta"):
+            parts = {
+                "vae": self._build_vae(),
+                "stage1_transformer": self._build_transformer(self.configs.stage1_transformer),
+                "stage2_transformer": self._build_transformer(self.configs.stage2_transformer),
+            }
+            if self.configs.text_encoder is not None:
+                parts["text_encoder"] = self._build_text_encoder()
+        return {name: self._bytes_of(part) for name, part in parts.items()}
+
+    @functools.cached_property
+    def streamed_weights(self) -> dict[str, int]:
+        """Bytes of each component's weights that are on the device at once when they are brought there piece by piece.
+
+        That is the current and the next piece: of a transformer a block, of the text encoder a layer.
+        """
+        with torch.device("meta"):
+            parts = {}
+            for name in ("stage1_transformer", "stage2_transformer"):
+                transformer = self._build_transformer(getattr(self.configs, name))
+                blocks = transformer.transformer_blocks
+                rest = self._bytes_of(transformer) - self._bytes_of(blocks)
+                parts[name] = rest + 2 * self._bytes_of(blocks[0])
+            if self.configs.text_encoder is not None:
+                leaves = (part for part in self._build_text_encoder().modules() if not list(part.children()))
+                parts["text_encoder"] = 2 * max(self._bytes_of(leaf) for leaf in leaves)
+        return parts
+
+    def text(self, batch_size: int = 1) -> Peak:
+        """Encoding B prompts."""
+        length = max(self.configs.preset.stage1.max_text_tokens, self.configs.preset.stage2.max_text_tokens)
+        encoder = self._text_encoder
+        return self._peak(
+            lambda: torch.zeros(batch_size, length, dtype=torch.long), lambda token_ids: encoder(token_ids)
+        )
+
+    @functools.cache  # noqa: B019 - as long-lived as what it caches
+    def denoise(
+        self,
+        stage: int,
+        size: tuple[int, int, int],
+        *,
+        guided: bool,
+        sequential_guidance: bool = False,
+        chunk_size: int | None = None,
+        batch_size: int = 1,
+    ) -> Peak:
+        """One step of a stage: the evaluations of its network, and what guidance makes of them.
+
+        Args:
+            stage: 1 or 2.
+            size: Frames, height and width of the clip.
+            guided: Whether there is guidance.
+            sequential_guidance: Whether its branches are evaluated one after another.
+            chunk_size: Tokens at a time outside attention; None for all.
+            batch_size: B.
+        """
+        pipeline = self._stage1 if stage == 1 else self._stage2
+        transformer = pipeline.transformer
+        shape = latent_shape(*size, vae_config=self.configs.vae).as_tuple(batch_size)
+        text_shape = (
+            batch_size,
+            transformer.config.max_text_seq_length,
+            transformer.config.text_embed_dim,
+        )
+        pipeline._sequential_guidance = sequential_guidance
+        transformer._set_chunk_size(chunk_size)
+        noise_step = self.configs.preset.stage2.noise_step if transformer.config.noise_step_embed else None
+        return self._peak(
+            lambda: (torch.empty(shape), torch.empty(text_shape, dtype=self.dtype)),
+            lambda given: pipeline.predict_velocity(
+                *given, torch.tensor(0.0), guidance_scale=2.0 if guided else 1.0, noise_step=noise_step
+            ),
+        )
+
+    @functools.cache  # noqa: B019
+    def decode(self, size: tuple[int, int, int], thrift: str | None) -> Peak:
+        """Decoding a clip of (frames, height, width), with the result elsewhere."""
+        num_latent_frames, *latent_size = self._latent_size(size)
+        chunks = time_chunks(num_latent_frames, DECODE_LATENT_FRAMES_PER_CHUNK)
+        return self._coding(self._vae.decoder, decode_chunk, self._channels, chunks, latent_size, thrift)
+
+    @functools.cache  # noqa: B019
+    def encode(self, size: tuple[int, int, int], thrift: str | None) -> Peak:
+        """Encoding a clip of (frames, height, width) that lies elsewhere."""
+        num_frames, *pixel_size = size
+        chunks = time_chunks(num_frames, ENCODE_FRAMES_PER_CHUNK)
+        return self._coding(self._vae.encoder, encode_chunk, 3, chunks, pixel_size, thrift)
+
+    def _coding(
+        self,
+        network: nn.Module,
+        by_strips: Callable[[Any, torch.Tensor, Workspace], torch.Tensor],
+        num_channels: int,
+        chunks: Sequence[slice],
+        size: Sequence[int],
+        thrift: str | None,
+    ) -> Peak:
+        """The first two chunks through the VAE; later ones take as much as the second."""
+
+        def peak(height: int) -> Peak:
+            given = [
+                torch.empty(
+                    1,
+                    num_channels,
+                    chunk.stop - chunk.start,
+                    height,
+                    size[1],
+                    dtype=self.dtype,
+                    device="meta",
+                )
+                for chunk in chunks[:2]
+            ]
+            with torch.no_grad(), AllocationTracker() as tracker:
+                if thrift is None:
+                    last_frames = None
+                    for chunk in given:
+                        _, last_frames = network(chunk, conv_cache=last_frames)
+                else:
+                    workspace = _TrackedWorkspace(device=torch.device("meta"), thrift=thrift, tracker=tracker)
+                    for chunk in given:
+                        by_strips(network, chunk, workspace)
+            return Peak(device_bytes=tracker.peak_bytes, host_bytes=tracker.elsewhere_bytes)
+
+        height = size[0]
+        multiple = 2 ** len(self.configs.vae["block_out_channels"])
+        low, high = (height // share // multiple * multiple for share in (8, 4))
+        if thrift is None or low < multiple or height * size[1] < _LARGE_VALUES:
+            return peak(height)
+        # Strips are rows, so beside what one of them takes all grows in proportion to the height.
+        small, large = peak(low), peak(high)
+        growth = (height - high) / (high - low)
+        return Peak(
+            device_bytes=int(large.device_bytes + growth * (large.device_bytes - small.device_bytes)),
+            host_bytes=int(large.host_bytes + growth * (large.host_bytes - small.host_bytes)),
+        )
+
+    def _latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        shape = latent_shape(*size, vae_config=self.configs.vae)
+        return shape.num_frames, shape.height, shape.width
+
+    def _peak(self, prepare: Callable[[], Any], work: Callable[[Any], object]) -> Peak:
+        """What the work allocates at its peak, beyond the weights and what it was given."""
+        with self._mode, torch.no_grad():
+            given = prepare()
+            with AllocationTracker() as tracker:
+                work(given)
+        return Peak(device_bytes=tracker.peak_bytes)
+
+    @property
+    def _channels(self) -> int:
+        return int(self.configs.vae["latent_channels"])
+
+    def _bytes_of(self, module: nn.Module) -> int:
+        tensors = (*module.parameters(), *module.buffers())
+        return sum(tensor.numel() for tensor in tensors) * self.dtype.itemsize
+
+    def _build_transformer(
+        self, config: Mapping[str, Any], **overrides: object
+    ) -> FlashVideoTransformer3DModel:
+        return FlashVideoTransformer3DModel.from_config({**config, **overrides})
+
+    def _build_vae(self) -> AutoencoderKLCogVideoX:
+        return AutoencoderKLCogVideoX.from_config(dict(self.configs.vae))
+
+    def _build_text_encoder(self, **overrides: object) -> T5EncoderModel:
+        return T5EncoderModel(T5Config(**{**(self.configs.text_encoder or {}), **overrides}))
+
+    def _without_data(self, build: Callable[[], nn.Module]) -> Any:
+        """Builds a module whose tensors have no data."""
+        with torch.device("meta"):
+            module = build()
+        with self._mode:
+            for part in module.modules():
+                for kind in (part._parameters, part._buffers):
+                    for name, tensor in kind.items():
+                        if tensor is not None:
+                            empty = torch.empty(
+                                tensor.shape, dtype=self.dtype if tensor.is_floating_point() else tensor.dtype
+                            )
+                            is_parameter = isinstance(tensor, nn.Parameter)
+                            kind[name] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        return module.eval()
+
+    # What a step allocates does not depend on the number of layers, as one follows another.
+
+    @functools.cached_property
+    def _text_encoder(self) -> T5EncoderModel:
+        return self._without_data(lambda: self._build_text_encoder(num_layers=1))
+
+    @functools.cached_property
+    def _vae(self) -> AutoencoderKLCogVideoX:
+        with torch.device("meta"):
+            vae: AutoencoderKLCogVideoX = self._build_vae().eval().requires_grad_(False)
+        for part in (*vae.parameters(), *vae.buffers()):
+            part.data = part.data.to(self.dtype)
+        return vae
+
+    @functools.cached_property
+    def _stage1(self) -> FlashVideoStage1Pipeline:
+        config = self.configs.stage1_transformer
+        return FlashVideoStage1Pipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=self._vae,
+            transformer=self._without_data(lambda: self._build_transformer(config, num_layers=1)),
+            scheduler=FlashVideoScheduler(),
+            preset=self.configs.preset,
+        )
+
+    @functools.cached_property
+    def _stage2(self) -> FlashVideoEnhancePipeline:
+        config = self.configs.stage2_transformer
+        return FlashVideoEnhancePipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=self._vae,
+            transformer=self._without_data(lambda: self._build_transformer(config, num_layers=1)),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.configs.preset.stage2.shift),
+            preset=self.configs.preset,
+        )

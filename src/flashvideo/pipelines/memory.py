@@ -1,0 +1,378 @@
+"""Memory plans: what each phase of a run will need, and what is done so that it fits.
+
+A run is a row of phases, and at each of them only one network is at work:
+
+    text -> Stage I -> decode -> encode -> Stage II -> decode
+
+For each phase there is a ladder of measures, the fastest first. A plan takes of every ladder the first rung that fits;
+if the memory runs out all the same, the next one. No measure changes the result but by rounding; what does more,
+weights in 8 bits and tiles, is for the user to choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from flashvideo.models.transformer import DEFAULT_CHUNK_SIZE
+from flashvideo.pipelines.footprint import Footprint, Peak
+from flashvideo.vae.layers import THRIFTS
+
+GIB = 1024**3
+
+PHASES: Mapping[str, str] = MappingProxyType(
+    {
+        "text": "text_encoder",
+        "stage1": "stage1_transformer",
+        "stage1_decode": "vae",
+        "stage2_encode": "vae",
+        "stage2": "stage2_transformer",
+        "stage2_decode": "vae",
+    }
+)
+"""The phases of a run, in order, each with the component that is at work."""
+
+DEVICE_RESERVE_BYTES = GIB
+"""What an accelerator's driver and libraries take beside torch's own tensors."""
+
+FRAGMENTATION = 1.1
+"""How much more than the tensors at work torch's allocator holds, since their sizes differ from step to step."""
+
+_THRIFT_WORDS = {
+    "strips": "strip by strip",
+    "caches": "strip by strip, caches on the host",
+    "layers": "strip by strip, layers on the host",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a run is asked for, as far as memory depends on it."""
+
+    num_frames: int
+    """Frames that are at work at once: of the clip, or of a window."""
+
+    size: tuple[int, int]
+    """Height and width at Stage II, in multiples that the models take."""
+
+    preview_size: tuple[int, int] | None
+    """Height and width at Stage I; None if only Stage II runs."""
+
+    text: bool = True
+    """Whether prompts are encoded."""
+
+    stage2: bool = True
+    """Whether Stage II runs."""
+
+    guided: tuple[bool, bool] = (True, True)
+    """Whether there is guidance at Stage I and at Stage II."""
+
+    batch_size: int = 1
+    """Clips at once."""
+
+    def includes(self, part: Workload) -> bool:
+        """Whether a run is a part of this one, so that its plan holds for it."""
+        same = dataclasses.replace(
+            part, preview_size=self.preview_size, text=self.text, stage2=self.stage2, size=self.size
+        )
+        return (
+            same == self
+            and (part.preview_size in (None, self.preview_size))
+            and (not part.stage2 or (self.stage2 and part.size == self.size))
+            and (not part.text or self.text)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is done in one phase to save memory."""
+
+    streamed_weights: bool = False
+    """Weights are brought to the device block by block, the next one while the current one works."""
+
+    sequential_guidance: bool = False
+    """The two branches of guidance are evaluated one after another."""
+
+    chunk_size: int | None = None
+    """Tokens at a time outside attention."""
+
+    thrift: str | None = None
+    """How thriftily the VAE goes about it, see `flashvideo.vae.layers.Workspace`; None for its own modules."""
+
+    def __str__(self) -> str:
+        """For example `guidance in turn, 8192 tokens at a time`."""
+        parts = []
+        if self.sequential_guidance:
+            parts.append("guidance in turn")
+        if self.chunk_size is not None:
+            parts.append(f"{self.chunk_size} tokens at a time")
+        if self.thrift is not None:
+            parts.append(_THRIFT_WORDS[self.thrift])
+        if self.streamed_weights:
+            parts.append("weights block by block")
+        return ", ".join(parts) or "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """One phase of a plan."""
+
+    phase: str
+    """A key of `PHASES`."""
+
+    measures: Measures
+    """What is done."""
+
+    thriftier: tuple[Measures, ...]
+    """What could be done beyond that, the least first."""
+
+    weight_bytes: int
+    """Weights on the device in this phase."""
+
+    work_bytes: int
+    """What the work allocates there at its peak."""
+
+    host_bytes: int
+    """Weights and layers that wait on the host."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the device holds at the phase's peak."""
+        return self.weight_bytes + self.work_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """A plan for all phases of a run."""
+
+    phases: tuple[PhasePlan, ...]
+    """In order."""
+
+    resident: bool
+    """Whether all weights stay on the device; otherwise each network is there while it works."""
+
+    reserve_bytes: int
+    """Memory that is taken beside the tensors."""
+
+    budget_bytes: int
+    """What the plan was made for."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the device holds at the peak of the run, reserve included."""
+        return self.reserve_bytes + max(phase.peak_bytes for phase in self.phases)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the budget."""
+        return self.peak_bytes <= self.budget_bytes
+
+    def phase(self, name: str) -> PhasePlan | None:
+        """Returns the plan of a phase, None if the run has no such phase."""
+        return next((phase for phase in self.phases if phase.phase == name), None)
+
+    def thriftier(self, name: str) -> MemoryPlan | None:
+        """Returns the plan to go on with when a phase has run out of memory; None if everything is done already."""
+        failed = self.phase(name)
+        if self.resident:
+            return dataclasses.replace(self, resident=False)
+        if failed is None or not failed.thriftier:
+            return None
+        measures, *rest = failed.thriftier
+        changed = dataclasses.replace(failed, measures=measures, thriftier=tuple(rest))
+        phases = tuple(changed if phase is failed else phase for phase in self.phases)
+        return dataclasses.replace(self, phases=phases)
+
+    @property
+    def host_bytes(self) -> int:
+        """What waits on the host at most; frames and what python itself takes come on top."""
+        return max(phase.host_bytes for phase in self.phases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; sizes in GiB."""
+        return {
+            "budget_gib": round(self.budget_bytes / GIB, 2),
+            "peak_gib": round(self.peak_bytes / GIB, 2),
+            "host_gib": round(self.host_bytes / GIB, 2),
+            "fits": self.fits,
+            "weights": "resident" if self.resident else "offloaded",
+            "phases": [
+                {
+                    "phase": phase.phase,
+                    "weights_gib": round(phase.weight_bytes / GIB, 2),
+                    "work_gib": round(phase.work_bytes / GIB, 2),
+                    "peak_gib": round((phase.peak_bytes + self.reserve_bytes) / GIB, 2),
+                    "host_gib": round(phase.host_bytes / GIB, 2),
+                    "measures": str(phase.measures),
+                }
+                for phase in self.phases
+            ],
+        }
+
+    def __str__(self) -> str:
+        """A table with a row per phase."""
+        where = "all weights stay on the device" if self.resident else "one network at a time on the device"
+        rows = [("phase", "weights", "work", "peak", "host", "measures")]
+        rows += [
+            (
+                phase.phase,
+                _gib(phase.weight_bytes),
+                _gib(phase.work_bytes),
+                _gib(phase.peak_bytes + self.reserve_bytes),
+                _gib(phase.host_bytes),
+                str(phase.measures),
+            )
+            for phase in self.phases
+        ]
+        lines = [f"{name:14}{a:>10}{b:>10}{c:>10}{d:>10}  {text}" for name, a, b, c, d, text in rows]
+        return "\n".join([*lines, f"peak {_gib(self.peak_bytes)} of {_gib(self.budget_bytes)}; {where}"])
+
+
+def plan_memory(
+    footprint: Footprint,
+    workload: Workload,
+    budget_bytes: int,
+    *,
+    may_offload: bool = True,
+    reserve_bytes: int = DEVICE_RESERVE_BYTES,
+) -> MemoryPlan:
+    """Finds the fastest plan that fits.
+
+    Args:
+        footprint: What the model's work takes.
+        workload: What is asked for.
+        budget_bytes: Memory of the device that may be used, driver included.
+        may_offload: Whether weights can be kept elsewhere while they are idle; not if the device is the host.
+        reserve_bytes: Memory that is taken beside the tensors.
+
+    Returns:
+        The plan; if none fits, the thriftiest one, whose `fits` is false.
+    """
+    available = budget_bytes - reserve_bytes
+    phases = list(_phases_of(workload, footprint))
+
+    def plan(*, resident: bool) -> MemoryPlan:
+        planned = tuple(
+            _plan_phase(
+                footprint,
+                workload,
+                phase,
+                available,
+                idle=() if resident else tuple(dict.fromkeys(PHASES[later] for later in phases[i + 1 :])),
+                resident=resident,
+                may_offload=may_offload,
+            )
+            for i, phase in enumerate(phases)
+        )
+        return MemoryPlan(
+            phases=planned, resident=resident, reserve_bytes=reserve_bytes, budget_bytes=budget_bytes
+        )
+
+    resident = plan(resident=True)
+    if not may_offload:
+        return resident
+    offloaded = plan(resident=False)
+    # Weights stay where they need not move, but not at the cost of another measure.
+    costs_nothing = [phase.measures for phase in resident.phases] == [
+        phase.measures for phase in offloaded.phases
+    ]
+    return resident if resident.fits and costs_nothing else offloaded
+
+
+def _phases_of(workload: Workload, footprint: Footprint) -> Iterator[str]:
+    if workload.text and footprint.configs.text_encoder is not None:
+        yield "text"
+    if workload.preview_size is not None:
+        yield from ("stage1", "stage1_decode")
+    if workload.stage2:
+        yield from ("stage2_encode", "stage2", "stage2_decode")
+
+
+def _plan_phase(
+    footprint: Footprint,
+    workload: Workload,
+    phase: str,
+    available: int,
+    *,
+    idle: tuple[str, ...],
+    resident: bool,
+    may_offload: bool,
+) -> PhasePlan:
+    """The first rung of a phase's ladder that fits, or the last one."""
+    ladder = list(_ladder(workload, phase, may_offload=may_offload, may_stream=may_offload and not resident))
+    plan: PhasePlan | None = None
+    for rung, measures in enumerate(ladder, start=1):
+        try:
+            work = _work(footprint, workload, phase, measures)
+        except RuntimeError:  # a kernel's own limit, such as of the VAE on whole frames of 1080p
+            continue
+        plan = PhasePlan(
+            phase=phase,
+            measures=measures,
+            thriftier=tuple(ladder[rung:]),
+            weight_bytes=_weight_bytes(footprint, phase, measures, resident=resident),
+            work_bytes=int(work.device_bytes * FRAGMENTATION),
+            host_bytes=work.host_bytes
+            + sum(footprint.weights[name] for name in idle if name != PHASES[phase])
+            + (footprint.weights[PHASES[phase]] if measures.streamed_weights else 0),
+        )
+        if plan.peak_bytes <= available:
+            break
+    assert plan is not None
+    return plan
+
+
+def _ladder(workload: Workload, phase: str, *, may_offload: bool, may_stream: bool) -> Iterator[Measures]:
+    """What can be done in a phase, the fastest first."""
+    yield Measures()
+    last = Measures()
+    if PHASES[phase] == "vae":
+        yield from (Measures(thrift=thrift) for thrift in THRIFTS[: None if may_offload else 1])
+        return
+    if phase != "text":
+        is_guided = workload.guided[0 if phase == "stage1" else 1]
+        if is_guided:
+            yield Measures(sequential_guidance=True)
+        yield (last := Measures(sequential_guidance=is_guided, chunk_size=DEFAULT_CHUNK_SIZE))
+    if may_stream:
+        yield dataclasses.replace(last, streamed_weights=True)
+
+
+def _size(workload: Workload, phase: str) -> tuple[int, int, int]:
+    """Frames, height and width of what a phase works on."""
+    if phase in ("stage1", "stage1_decode"):
+        assert workload.preview_size is not None
+        return (workload.num_frames, *workload.preview_size)
+    return (workload.num_frames, *workload.size)
+
+
+def _weight_bytes(footprint: Footprint, phase: str, measures: Measures, *, resident: bool) -> int:
+    if resident:
+        return sum(footprint.weights.values())
+    weights = footprint.streamed_weights if measures.streamed_weights else footprint.weights
+    return weights[PHASES[phase]]
+
+
+def _work(footprint: Footprint, workload: Workload, phase: str, measures: Measures) -> Peak:
+    if phase == "text":
+        return footprint.text(workload.batch_size)
+    size = _size(workload, phase)
+    if phase in ("stage1", "stage2"):
+        stage = int(phase[-1])
+        return footprint.denoise(
+            stage,
+            size,
+            guided=workload.guided[stage - 1],
+            sequential_guidance=measures.sequential_guidance,
+            chunk_size=measures.chunk_size,
+            batch_size=workload.batch_size,
+        )
+    code = footprint.encode if phase == "stage2_encode" else footprint.decode
+    return code(size, measures.thrift)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"
