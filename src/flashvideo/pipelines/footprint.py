@@ -32,9 +32,6 @@ from flashvideo.shapes import latent_shape
 from flashvideo.vae import DECODE_LATENT_FRAMES_PER_CHUNK, ENCODE_FRAMES_PER_CHUNK, time_chunks
 from flashvideo.vae.layers import Workspace, decode_chunk, encode_chunk
 
-_LARGE_VALUES = 2**15
-"""Height times width from which on the VAE's footprint is extrapolated."""
-
 
 class AllocationTracker(TorchDispatchMode):
     """Within its block, adds up the tensors that are alive; those from before the block do not count.
@@ -278,43 +275,20 @@ class Footprint:
         thrift: str | None,
     ) -> Peak:
         """The first two chunks through the VAE; later ones take as much as the second."""
-
-        def peak(height: int) -> Peak:
-            given = [
-                torch.empty(
-                    1,
-                    num_channels,
-                    chunk.stop - chunk.start,
-                    height,
-                    size[1],
-                    dtype=self.dtype,
-                    device="meta",
-                )
-                for chunk in chunks[:2]
-            ]
-            with torch.no_grad(), AllocationTracker() as tracker:
-                if thrift is None:
-                    last_frames = None
-                    for chunk in given:
-                        _, last_frames = network(chunk, conv_cache=last_frames)
-                else:
-                    workspace = _TrackedWorkspace(device=torch.device("meta"), thrift=thrift, tracker=tracker)
-                    for chunk in given:
-                        by_strips(network, chunk, workspace)
-            return Peak(device_bytes=tracker.peak_bytes, host_bytes=tracker.elsewhere_bytes)
-
-        height = size[0]
-        multiple = 2 ** len(self.configs.vae["block_out_channels"])
-        low, high = (height // share // multiple * multiple for share in (8, 4))
-        if thrift is None or low < multiple or height * size[1] < _LARGE_VALUES:
-            return peak(height)
-        # Strips are rows, so beside what one of them takes all grows in proportion to the height.
-        small, large = peak(low), peak(high)
-        growth = (height - high) / (high - low)
-        return Peak(
-            device_bytes=int(large.device_bytes + growth * (large.device_bytes - small.device_bytes)),
-            host_bytes=int(large.host_bytes + growth * (large.host_bytes - small.host_bytes)),
+        given = (
+            torch.empty(1, num_channels, chunk.stop - chunk.start, *size, dtype=self.dtype, device="meta")
+            for chunk in chunks[:2]
         )
+        with torch.no_grad(), AllocationTracker() as tracker:
+            if thrift is None:
+                last_frames = None
+                for chunk in given:
+                    _, last_frames = network(chunk, conv_cache=last_frames)
+            else:
+                workspace = _TrackedWorkspace(device=torch.device("meta"), thrift=thrift, tracker=tracker)
+                for chunk in given:
+                    by_strips(network, chunk, workspace)
+        return Peak(device_bytes=tracker.peak_bytes, host_bytes=tracker.elsewhere_bytes)
 
     def _latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         shape = latent_shape(*size, vae_config=self.configs.vae)
