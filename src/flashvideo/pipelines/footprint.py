@@ -144,19 +144,19 @@ class ModelConfigs:
     stage1_transformer: Mapping[str, Any]
     """Config of Stage I's transformer."""
 
-    stage2_transformer: Mapping[str, Any]
-    """Config of Stage II's transformer."""
+    stage2_transformer: Mapping[str, Any] | None
+    """Config of Stage II's transformer; None if there is none."""
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline) -> ModelConfigs:
         """Reads the configs of a loaded two-stage pipeline."""
-        encoder = pipeline.text_encoder
+        encoder, stage2 = pipeline.text_encoder, pipeline.stage2_transformer
         return cls(
             preset=pipeline.preset,
             text_encoder=None if encoder is None else encoder.config.to_dict(),
             vae=dict(pipeline.vae.config),
             stage1_transformer=dict(pipeline.stage1_transformer.config),
-            stage2_transformer=dict(pipeline.stage2_transformer.config),
+            stage2_transformer=None if stage2 is None else dict(stage2.config),
         )
 
 
@@ -176,15 +176,7 @@ class Footprint:
     @functools.cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component's weights."""
-        with torch.device("meta"):
-            parts = {
-                "vae": self._build_vae(),
-                "stage1_transformer": self._build_transformer(self.configs.stage1_transformer),
-                "stage2_transformer": self._build_transformer(self.configs.stage2_transformer),
-            }
-            if self.configs.text_encoder is not None:
-                parts["text_encoder"] = self._build_text_encoder()
-        return {name: self._bytes_of(part) for name, part in parts.items()}
+        return {name: self._bytes_of(part) for name, part in self._parts.items()}
 
     @functools.cached_property
     def streamed_weights(self) -> dict[str, int]:
@@ -192,16 +184,30 @@ class Footprint:
 
         That is the current and the next piece: of a transformer a block, of the text encoder a layer.
         """
+        streamed = {}
+        for name, part in self._parts.items():
+            if isinstance(part, FlashVideoTransformer3DModel):
+                blocks = part.transformer_blocks
+                rest = self._bytes_of(part) - self._bytes_of(blocks)
+                streamed[name] = rest + 2 * self._bytes_of(blocks[0])
+            else:
+                leaves = (leaf for leaf in part.modules() if not list(leaf.children()))
+                streamed[name] = 2 * max(self._bytes_of(leaf) for leaf in leaves)
+        return streamed
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, nn.Module]:
+        """Every component at its full depth, without data."""
+        configs = self.configs
         with torch.device("meta"):
-            parts = {}
-            for name in ("stage1_transformer", "stage2_transformer"):
-                transformer = self._build_transformer(getattr(self.configs, name))
-                blocks = transformer.transformer_blocks
-                rest = self._bytes_of(transformer) - self._bytes_of(blocks)
-                parts[name] = rest + 2 * self._bytes_of(blocks[0])
-            if self.configs.text_encoder is not None:
-                leaves = (part for part in self._build_text_encoder().modules() if not list(part.children()))
-                parts["text_encoder"] = 2 * max(self._bytes_of(leaf) for leaf in leaves)
+            parts: dict[str, nn.Module] = {
+                "vae": self._build_vae(),
+                "stage1_transformer": self._build_transformer(configs.stage1_transformer),
+            }
+            if configs.stage2_transformer is not None:
+                parts["stage2_transformer"] = self._build_transformer(configs.stage2_transformer)
+            if configs.text_encoder is not None:
+                parts["text_encoder"] = self._build_text_encoder()
         return parts
 
     def text(self, batch_size: int = 1) -> Peak:
@@ -247,7 +253,11 @@ class Footprint:
         return self._peak(
             lambda: (torch.empty(shape), torch.empty(text_shape, dtype=self.dtype)),
             lambda given: pipeline.predict_velocity(
-                *given, torch.tensor(0.0), guidance_scale=2.0 if guided else 1.0, noise_step=noise_step
+                given[0],
+                given[1],
+                torch.tensor(0.0),
+                guidance_scale=2.0 if guided else 1.0,
+                noise_step=noise_step,
             ),
         )
 
@@ -327,7 +337,8 @@ class Footprint:
             module = build()
         with self._mode:
             for part in module.modules():
-                for kind in (part._parameters, part._buffers):
+                kinds: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+                for kind in kinds:
                     for name, tensor in kind.items():
                         if tensor is not None:
                             empty = torch.empty(
@@ -366,6 +377,7 @@ class Footprint:
     @functools.cached_property
     def _stage2(self) -> FlashVideoEnhancePipeline:
         config = self.configs.stage2_transformer
+        assert config is not None
         return FlashVideoEnhancePipeline(
             tokenizer=None,
             text_encoder=None,
