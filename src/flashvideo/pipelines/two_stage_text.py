@@ -78,9 +78,11 @@ def embed_for_stages(
     preset = pipeline.preset
     prefix = or_default(prompt_prefix, preset.stage2.prompt_prefix)
     prefixed = [with_prefix(one, prefix) for one in prompts]
+    # Either stage can encode for both; a model may have the first one alone, or neither.
+    encoder = pipeline.stage1 if pipeline.stage2_transformer is None else pipeline.stage2
     embeds = (
         pipeline.stage1.embed(prompts, preset.stage1.max_text_tokens) if stage1 else None,
-        pipeline.stage2.embed(prefixed, preset.stage2.max_text_tokens) if stage2 else None,
+        encoder.embed(prefixed, preset.stage2.max_text_tokens) if stage2 else None,
     )
     log_limits(prompts, pipeline.tokenizer, preset, prompt_prefix=prefix, stage1=stage1, stage2=stage2)
     return embeds
