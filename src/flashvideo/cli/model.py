@@ -52,7 +52,6 @@ def text_from_cache(
     Raises:
         ValueError: If the model's folder has no text encoder.
     """
-    from flashvideo.pipelines.loading import model_folder
     from flashvideo.pipelines.text_cache import cached_embeds
 
     if arguments.text_cache is None or not prompts:
@@ -64,9 +63,22 @@ def text_from_cache(
             pipeline,
             prompts,
             cache=arguments.text_cache,
-            model=model_folder(arguments.model),
+            model=_folder(arguments),
             prompt_prefix=arguments.motion_prefix,
         )
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    """The folder that `open_pipeline` loads: another dtype or text encoder of a release would be another folder."""
+    from flashvideo.pipelines.folders import model_folder
+    from flashvideo.pipelines.loading import choose_device, choose_dtype
+
+    return model_folder(
+        arguments.model,
+        revision=arguments.revision,
+        text_encoder=arguments.text_encoder,
+        dtype=choose_dtype(arguments.dtype, choose_device(arguments.device)),
+    )
 
 
 @contextmanager
