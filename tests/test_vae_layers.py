@@ -57,7 +57,9 @@ def test_single_frames_and_even_numbers_go_by_strips_too(vae, generator, num_fra
 def test_pixels_are_encoded_and_latents_decoded_as_without_thrift(tiny_vae, generator, thrift):
     pixels = torch.rand(1, 21, 3, 16, 24, generator=generator) * 2 - 1
     latents = encode_pixels(tiny_vae, pixels, scale=0.7)
-    torch.testing.assert_close(encode_pixels(tiny_vae, pixels, scale=0.7, thrift=thrift), latents, **TOLERANCE)
+    torch.testing.assert_close(
+        encode_pixels(tiny_vae, pixels, scale=0.7, thrift=thrift), latents, **TOLERANCE
+    )
     expected = decode_latents(tiny_vae, latents, scale=0.7)
     found = decode_latents(tiny_vae, latents, scale=0.7, thrift=thrift)
     torch.testing.assert_close(found, expected, **TOLERANCE)
@@ -66,7 +68,9 @@ def test_pixels_are_encoded_and_latents_decoded_as_without_thrift(tiny_vae, gene
 @torch.no_grad()
 def test_strips_need_a_fraction_of_the_memory(tiny_vae, generator, monkeypatch):
     monkeypatch.setattr("flashvideo.vae.layers.STRIP_BYTES", 1)
-    monkeypatch.setattr(Workspace.__init__, "__kwdefaults__", {**Workspace.__init__.__kwdefaults__, "strip_bytes": 1})
+    monkeypatch.setattr(
+        Workspace.__init__, "__kwdefaults__", {**Workspace.__init__.__kwdefaults__, "strip_bytes": 1}
+    )
     latents = torch.randn(1, 5, 8, 16, 16, generator=generator)
     peaks = []
     for thrift in (None, "strips", "caches"):
