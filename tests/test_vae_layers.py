@@ -5,7 +5,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from diffusers.hooks import apply_group_offloading
 
-from flashvideo.pipelines.footprint import AllocationTracker
+from flashvideo.pipelines.footprint import Footprint, ModelConfigs
+from flashvideo.presets import NANO
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.vae.layers import THRIFTS, Workspace, decode_chunk, encode_chunk, pool_moments
 
@@ -66,19 +67,25 @@ def test_pixels_are_encoded_and_latents_decoded_as_without_thrift(tiny_vae, gene
 
 
 @torch.no_grad()
-def test_strips_need_a_fraction_of_the_memory(tiny_vae, generator, monkeypatch):
-    monkeypatch.setattr("flashvideo.vae.layers.STRIP_BYTES", 1)
-    monkeypatch.setattr(
-        Workspace.__init__, "__kwdefaults__", {**Workspace.__init__.__kwdefaults__, "strip_bytes": 1}
+def test_the_thriftier_the_less_is_on_the_device(tiny_vae):
+    configs = ModelConfigs(
+        preset=NANO,
+        text_encoder=None,
+        vae=dict(tiny_vae.config),
+        stage1_transformer={},
+        stage2_transformer=None,
     )
-    latents = torch.randn(1, 5, 8, 16, 16, generator=generator)
-    peaks = []
-    for thrift in (None, "strips", "caches"):
-        with AllocationTracker() as tracker:
-            decode_latents(tiny_vae, latents, scale=1.0, thrift=thrift)
-        peaks.append(tracker.peak_bytes)
-    assert peaks[1] < 0.5 * peaks[0]
-    assert peaks[2] < peaks[1]
+    footprint = Footprint(configs, torch.float32)
+    for code in (footprint.encode, footprint.decode):
+        plain, *by_strips = (code((9, 1536, 1536), thrift) for thrift in (None, *THRIFTS))
+        device, host = (
+            [getattr(peak, kind) for peak in by_strips] for kind in ("device_bytes", "host_bytes")
+        )
+        assert device[0] < 0.8 * plain.device_bytes
+        assert device == sorted(device, reverse=True)
+        assert host == sorted(host)
+        assert host[0] == 0
+        assert device[2] < 0.6 * device[0]
 
 
 def test_thrift_with_gradients_is_an_error(tiny_vae, generator):

@@ -9,7 +9,6 @@ from PIL import Image
 
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import network_timestep, time_grid
-from flashvideo.pipelines import stage2 as stage2_module
 from flashvideo.pipelines.consistency import keep_consistent
 from flashvideo.pipelines.settings import complete_settings
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline

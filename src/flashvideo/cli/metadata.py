@@ -52,7 +52,7 @@ def two_stage_metadata(
 
     sizes: dict[str, tuple[int, ...]] = {}
     steps: dict[str, int] = {}
-    settings: dict[str, Any] = {"device": pipeline.device.type, "dtype": dtype_name(pipeline)}
+    settings: dict[str, Any] = {"device": pipeline.execution_device.type, "dtype": dtype_name(pipeline)}
     if preview is not None:
         made = preview.settings
         sizes["stage1"] = (made.num_frames, made.height, made.width)
@@ -135,7 +135,7 @@ def enhance_metadata(
         steps={"stage2": settings.num_inference_steps},
         prompt=prompt if with_prompt else None,
         settings={
-            "device": pipeline.device.type,
+            "device": pipeline.execution_device.type,
             "dtype": dtype_name(pipeline),
             "stage2": {
                 "guidance_scale": 1.0 if prompt is None else settings.guidance_scale,

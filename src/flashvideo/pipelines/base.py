@@ -16,6 +16,7 @@ from flashvideo.text import encode_prompts, unconditional_like
 if TYPE_CHECKING:
     from flashvideo.pipelines.device_memory import DeviceMemory
     from flashvideo.pipelines.memory import Measures
+    from flashvideo.pipelines.workload import Workload
 
 T = TypeVar("T")
 
@@ -25,7 +26,44 @@ Callback = Callable[
 """`(pipeline, step, timestep, tensors) -> tensors to replace`, called at the end of each step."""
 
 
-class StagePipeline(DiffusionPipeline):
+class PlannedPipeline(DiffusionPipeline):
+    """A pipeline whose work may follow a memory plan."""
+
+    _memory: DeviceMemory | None = None
+
+    @property
+    def _execution_device(self) -> torch.device:
+        if self._memory is not None:
+            return self._memory.device
+        device: torch.device = super()._execution_device
+        return device
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where networks work, which is not where they lie while they are idle."""
+        return self._execution_device
+
+    def run_phase(self, phase: str, work: Callable[[Measures], T]) -> T:
+        """Does the work of a phase as the memory plan says, if there is one.
+
+        Args:
+            phase: A key of `flashvideo.pipelines.memory.PHASES`.
+            work: Does it, given the measures that save memory; may be called again if the memory runs out.
+
+        Returns:
+            What the work returns.
+        """
+        from flashvideo.pipelines.memory import Measures
+
+        return work(Measures()) if self._memory is None else self._memory.run(phase, work)
+
+    def prepare_memory(self, workload: Callable[[], Workload]) -> None:
+        """Makes the memory plan of a run, if there are to be plans; `workload` says what it is asked for."""
+        if self._memory is not None:
+            self._memory.prepare(workload())
+
+
+class StagePipeline(PlannedPipeline):
     """One stage: a diffusers pipeline with a preset, whose steps can be watched and interrupted.
 
     Args:
@@ -51,7 +89,6 @@ class StagePipeline(DiffusionPipeline):
         self.register_to_config(preset=read_preset(preset).to_dict())
         self._interrupt = False
         self._sequential_guidance = False
-        self._memory: DeviceMemory | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: torch.Tensor | None = None
@@ -83,28 +120,6 @@ class StagePipeline(DiffusionPipeline):
     def disable_sequential_guidance(self) -> None:
         """Evaluates the two branches of guidance in one batch again."""
         self._sequential_guidance = False
-
-    @property
-    def _execution_device(self) -> torch.device:
-        """Where networks work, which is not where they lie while they are idle."""
-        if self._memory is not None:
-            return self._memory.device
-        device: torch.device = super()._execution_device
-        return device
-
-    def run_phase(self, phase: str, work: Callable[[Measures], T]) -> T:
-        """Does the work of a phase as the memory plan says, if there is one.
-
-        Args:
-            phase: A key of `flashvideo.pipelines.memory.PHASES`.
-            work: Does it, given the measures that save memory; may be called again if the memory runs out.
-
-        Returns:
-            What the work returns.
-        """
-        from flashvideo.pipelines.memory import Measures
-
-        return work(Measures()) if self._memory is None else self._memory.run(phase, work)
 
     @property
     def interrupt(self) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import psutil
 import torch
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.footprint import Footprint
 from flashvideo.pipelines.memory import (
     DEVICE_RESERVE_BYTES,
@@ -19,15 +20,15 @@ from flashvideo.pipelines.memory import (
     PHASES,
     Measures,
     MemoryPlan,
-    Workload,
     plan_memory,
 )
+from flashvideo.pipelines.workload import Workload
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-HOST = torch.device("cpu")
+HOST, GONE = torch.device("cpu"), torch.device("meta")
 
 
 class DeviceMemory:
@@ -55,6 +56,7 @@ class DeviceMemory:
         self._components = components
         self._footprint = footprint
         self._budget_bytes = budget_bytes
+        self._gone: set[str] = set()
         self._workload: Workload | None = None
         self._streamed: set[str] = set()
 
@@ -97,7 +99,8 @@ class DeviceMemory:
             workload,
             budget,
             may_offload=not is_host,
-            reserve_bytes=0 if is_host else DEVICE_RESERVE_BYTES,
+            gone=self._gone,
+            reserve_bytes=host_reserve(workload) if is_host else DEVICE_RESERVE_BYTES,
         )
 
     def run(self, phase: str, work: Callable[[Measures], T]) -> T:
@@ -141,19 +144,29 @@ class DeviceMemory:
         worker = PHASES[phase]
         if measures.streamed_weights and worker not in self._streamed:
             self._stream(worker)
-        is_resident = self.plan is None or self.plan.resident
-        for name, module in self._components.items():
-            if name not in self._streamed:
-                target = self.device if is_resident or name == worker else HOST
-                if next(module.parameters()).device.type != target.type:
-                    module.to(target)
+        self._place(worker)
         if phase in ("stage1", "stage2"):
-            transformer = self._components[worker]
+            transformer = cast("FlashVideoTransformer3DModel", self._components[worker])
             if measures.chunk_size is None:
                 transformer.disable_forward_chunking()
             else:
                 transformer.enable_forward_chunking(measures.chunk_size)
         return measures
+
+    def _place(self, worker: str) -> None:
+        """Puts every network where the plan wants it while one of them is at work."""
+        is_resident = self.plan is not None and self.plan.resident
+        for name, module in self._components.items():
+            if name not in self._streamed and name not in self._gone:
+                target = self.device if is_resident or name == worker else HOST
+                if next(module.parameters()).device.type != target.type:
+                    module.to(target)
+
+    def give_up(self, name: str) -> None:
+        """Frees the weights of a network that will not be needed any more; its config stays."""
+        self._components[name].to(GONE)
+        self._gone.add(name)
+        self.release()
 
     def release(self) -> None:
         """Gives memory that is no longer used back to the device."""
@@ -184,6 +197,12 @@ def free_bytes(device: torch.device) -> int:
     free, _ = torch.accelerator.get_memory_info(device)
     cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return int(free + cached)
+
+
+def host_reserve(workload: Workload) -> int:
+    """Returns what a run on the host takes beside networks: the window's frames, enlarged, made and written."""
+    num_frames, height, width = workload.video or workload.preview or (0, 0, 0)
+    return 3 * workload.batch_size * num_frames * 3 * height * width * torch.float32.itemsize
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,10 +9,13 @@ Shapes: B clips, F frames, H, W pixels; f, C, h, w of the latents; L text tokens
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +29,14 @@ from transformers import T5Config, T5EncoderModel
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
-from flashvideo.presets import Preset
+from flashvideo.presets import (
+    FLASHVIDEO,
+    RELEASED_STAGE1_TRANSFORMER,
+    RELEASED_STAGE2_TRANSFORMER,
+    RELEASED_TEXT_ENCODER,
+    RELEASED_VAE,
+    Preset,
+)
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.shapes import latent_shape
 from flashvideo.vae import DECODE_LATENT_FRAMES_PER_CHUNK, ENCODE_FRAMES_PER_CHUNK, time_chunks
@@ -144,20 +154,67 @@ class ModelConfigs:
     stage1_transformer: Mapping[str, Any]
     """Config of Stage I's transformer."""
 
-    stage2_transformer: Mapping[str, Any]
-    """Config of Stage II's transformer."""
+    stage2_transformer: Mapping[str, Any] | None
+    """Config of Stage II's transformer; None if there is none."""
+
+    @classmethod
+    def released(cls) -> ModelConfigs:
+        """The authors' released model."""
+        return cls(
+            preset=FLASHVIDEO,
+            text_encoder=RELEASED_TEXT_ENCODER,
+            vae=_complete(AutoencoderKLCogVideoX, RELEASED_VAE),
+            stage1_transformer=RELEASED_STAGE1_TRANSFORMER,
+            stage2_transformer=RELEASED_STAGE2_TRANSFORMER,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelConfigs:
+        """Reads the configs of a model's folder, without its weights.
+
+        Raises:
+            ValueError: If it is not the folder of a two-stage model.
+        """
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if "preset" not in index:
+            raise ValueError(f"{folder} is a {index.get('_class_name')}, expected a FlashVideoPipeline")
+
+        def config(name: str) -> dict[str, Any] | None:
+            path = folder / name / "config.json"
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+        vae, stage1 = config("vae"), config("stage1_transformer")
+        if vae is None or stage1 is None:
+            raise ValueError(f"{folder} lacks the config of its vae or its stage1_transformer; save it again")
+        return cls(
+            preset=Preset.from_dict(index["preset"]),
+            text_encoder=config("text_encoder"),
+            vae=_complete(AutoencoderKLCogVideoX, vae),
+            stage1_transformer=_complete(FlashVideoTransformer3DModel, stage1),
+            stage2_transformer=config("stage2_transformer"),
+        )
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline) -> ModelConfigs:
         """Reads the configs of a loaded two-stage pipeline."""
-        encoder = pipeline.text_encoder
+        encoder, stage2 = pipeline.text_encoder, pipeline.stage2_transformer
         return cls(
             preset=pipeline.preset,
             text_encoder=None if encoder is None else encoder.config.to_dict(),
             vae=dict(pipeline.vae.config),
             stage1_transformer=dict(pipeline.stage1_transformer.config),
-            stage2_transformer=dict(pipeline.stage2_transformer.config),
+            stage2_transformer=None if stage2 is None else dict(stage2.config),
         )
+
+
+def _complete(model: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the model's defaults filled in."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(model.__init__).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **config}
 
 
 class Footprint:
@@ -176,15 +233,7 @@ class Footprint:
     @functools.cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component's weights."""
-        with torch.device("meta"):
-            parts = {
-                "vae": self._build_vae(),
-                "stage1_transformer": self._build_transformer(self.configs.stage1_transformer),
-                "stage2_transformer": self._build_transformer(self.configs.stage2_transformer),
-            }
-            if self.configs.text_encoder is not None:
-                parts["text_encoder"] = self._build_text_encoder()
-        return {name: self._bytes_of(part) for name, part in parts.items()}
+        return {name: self._bytes_of(part) for name, part in self._parts.items()}
 
     @functools.cached_property
     def streamed_weights(self) -> dict[str, int]:
@@ -192,16 +241,30 @@ class Footprint:
 
         That is the current and the next piece: of a transformer a block, of the text encoder a layer.
         """
+        streamed = {}
+        for name, part in self._parts.items():
+            if isinstance(part, FlashVideoTransformer3DModel):
+                blocks = part.transformer_blocks
+                rest = self._bytes_of(part) - self._bytes_of(blocks)
+                streamed[name] = rest + 2 * self._bytes_of(blocks[0])
+            else:
+                leaves = (leaf for leaf in part.modules() if not list(leaf.children()))
+                streamed[name] = 2 * max(self._bytes_of(leaf) for leaf in leaves)
+        return streamed
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, nn.Module]:
+        """Every component at its full depth, without data."""
+        configs = self.configs
         with torch.device("meta"):
-            parts = {}
-            for name in ("stage1_transformer", "stage2_transformer"):
-                transformer = self._build_transformer(getattr(self.configs, name))
-                blocks = transformer.transformer_blocks
-                rest = self._bytes_of(transformer) - self._bytes_of(blocks)
-                parts[name] = rest + 2 * self._bytes_of(blocks[0])
-            if self.configs.text_encoder is not None:
-                leaves = (part for part in self._build_text_encoder().modules() if not list(part.children()))
-                parts["text_encoder"] = 2 * max(self._bytes_of(leaf) for leaf in leaves)
+            parts: dict[str, nn.Module] = {
+                "vae": self._build_vae(),
+                "stage1_transformer": self._build_transformer(configs.stage1_transformer),
+            }
+            if configs.stage2_transformer is not None:
+                parts["stage2_transformer"] = self._build_transformer(configs.stage2_transformer)
+            if configs.text_encoder is not None:
+                parts["text_encoder"] = self._build_text_encoder()
         return parts
 
     def text(self, batch_size: int = 1) -> Peak:
@@ -247,7 +310,11 @@ class Footprint:
         return self._peak(
             lambda: (torch.empty(shape), torch.empty(text_shape, dtype=self.dtype)),
             lambda given: pipeline.predict_velocity(
-                *given, torch.tensor(0.0), guidance_scale=2.0 if guided else 1.0, noise_step=noise_step
+                given[0],
+                given[1],
+                torch.tensor(0.0),
+                guidance_scale=2.0 if guided else 1.0,
+                noise_step=noise_step,
             ),
         )
 
@@ -327,7 +394,8 @@ class Footprint:
             module = build()
         with self._mode:
             for part in module.modules():
-                for kind in (part._parameters, part._buffers):
+                kinds: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+                for kind in kinds:
                     for name, tensor in kind.items():
                         if tensor is not None:
                             empty = torch.empty(
@@ -366,6 +434,7 @@ class Footprint:
     @functools.cached_property
     def _stage2(self) -> FlashVideoEnhancePipeline:
         config = self.configs.stage2_transformer
+        assert config is not None
         return FlashVideoEnhancePipeline(
             tokenizer=None,
             text_encoder=None,

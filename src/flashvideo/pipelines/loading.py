@@ -51,6 +51,7 @@ def load_pipeline(
     revision: str | None = None,
     text_encoder: str | Path | None = None,
     load_text_encoder: bool = True,
+    vram: float | None = None,
     stage1: str | Path | None = None,
 ) -> FlashVideoPipeline:
     """Loads the two-stage pipeline of a model, on a device and in a dtype that suit this machine.
@@ -66,11 +67,13 @@ def load_pipeline(
         text_encoder: Repository or folder of the text encoder of released checkpoints, which come without; a pipeline
             with the folders `text_encoder` and `tokenizer`. CogVideoX-2B's if None.
         load_text_encoder: Whether to load the text encoder; without it a call takes `prompt_embeds` and no prompt.
+        vram: Memory of the device in GiB that a run may use; all that is free if None.
         stage1: A CogVideoX-2B or 5B, folder or repository, to use as Stage I instead of the model's own. It must have
             the model's kind of VAE (latent channels, compression) and its text encoder.
 
     Returns:
-        The pipeline, moved to the device. The settings of its stages are those stored in the model's folder.
+        The pipeline, whose networks come to the device when it is their turn: the memory of each run is planned
+        (`FlashVideoPipeline.enable_memory_plans`). The settings of its stages are those stored in the model's folder.
 
     Raises:
         ValueError: If there is no such model, device or dtype, or `stage1` does not fit.
@@ -84,8 +87,8 @@ def load_pipeline(
         pipeline = _load_with_stage1(folder, stage1, chosen_dtype, **without)
     else:
         pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=chosen_dtype, **without)
-    loaded: FlashVideoPipeline = pipeline.to(chosen_device)
-    return loaded
+    pipeline.enable_memory_plans(chosen_device, budget_bytes=None if vram is None else int(vram * 2**30))
+    return pipeline
 
 
 def load_stage1(

@@ -12,13 +12,14 @@ weights in 8 bits and tiles, is for the user to choose.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from flashvideo.models.transformer import DEFAULT_CHUNK_SIZE
 from flashvideo.pipelines.footprint import Footprint, Peak
+from flashvideo.pipelines.workload import Workload
 from flashvideo.vae.layers import THRIFTS
 
 GIB = 1024**3
@@ -35,6 +36,9 @@ PHASES: Mapping[str, str] = MappingProxyType(
 )
 """The phases of a run, in order, each with the component that is at work."""
 
+GROUPS = (("text",), ("stage1", "stage1_decode"), ("stage2_encode", "stage2", "stage2_decode"))
+"""Phases that follow one upon another; those of Stage II come again with each window."""
+
 DEVICE_RESERVE_BYTES = GIB
 """What an accelerator's driver and libraries take beside torch's own tensors."""
 
@@ -46,44 +50,6 @@ _THRIFT_WORDS = {
     "caches": "strip by strip, caches on the host",
     "layers": "strip by strip, layers on the host",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What a run is asked for, as far as memory depends on it."""
-
-    num_frames: int
-    """Frames that are at work at once: of the clip, or of a window."""
-
-    size: tuple[int, int]
-    """Height and width at Stage II, in multiples that the models take."""
-
-    preview_size: tuple[int, int] | None
-    """Height and width at Stage I; None if only Stage II runs."""
-
-    text: bool = True
-    """Whether prompts are encoded."""
-
-    stage2: bool = True
-    """Whether Stage II runs."""
-
-    guided: tuple[bool, bool] = (True, True)
-    """Whether there is guidance at Stage I and at Stage II."""
-
-    batch_size: int = 1
-    """Clips at once."""
-
-    def includes(self, part: Workload) -> bool:
-        """Whether a run is a part of this one, so that its plan holds for it."""
-        same = dataclasses.replace(
-            part, preview_size=self.preview_size, text=self.text, stage2=self.stage2, size=self.size
-        )
-        return (
-            same == self
-            and (part.preview_size in (None, self.preview_size))
-            and (not part.stage2 or (self.stage2 and part.size == self.size))
-            and (not part.text or self.text)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +203,8 @@ def plan_memory(
     budget_bytes: int,
     *,
     may_offload: bool = True,
+    gone: Collection[str] = (),
+    single_run: bool = False,
     reserve_bytes: int = DEVICE_RESERVE_BYTES,
 ) -> MemoryPlan:
     """Finds the fastest plan that fits.
@@ -246,6 +214,8 @@ def plan_memory(
         workload: What is asked for.
         budget_bytes: Memory of the device that may be used, driver included.
         may_offload: Whether weights can be kept elsewhere while they are idle; not if the device is the host.
+        gone: Components whose weights were given up before.
+        single_run: Whether weights are given up that the run does not need any more.
         reserve_bytes: Memory that is taken beside the tensors.
 
     Returns:
@@ -253,6 +223,7 @@ def plan_memory(
     """
     available = budget_bytes - reserve_bytes
     phases = list(_phases_of(workload, footprint))
+    there = tuple(name for name in footprint.weights if name not in gone)
 
     def plan(*, resident: bool) -> MemoryPlan:
         planned = tuple(
@@ -261,11 +232,11 @@ def plan_memory(
                 workload,
                 phase,
                 available,
-                idle=() if resident else tuple(dict.fromkeys(PHASES[later] for later in phases[i + 1 :])),
+                kept=kept_components(phase, phases) if single_run else there,
                 resident=resident,
                 may_offload=may_offload,
             )
-            for i, phase in enumerate(phases)
+            for phase in phases
         )
         return MemoryPlan(
             phases=planned, resident=resident, reserve_bytes=reserve_bytes, budget_bytes=budget_bytes
@@ -282,12 +253,19 @@ def plan_memory(
     return resident if resident.fits and costs_nothing else offloaded
 
 
+def kept_components(phase: str, phases: Sequence[str]) -> tuple[str, ...]:
+    """Returns the components that a phase, those of its group or a later one need."""
+    group = next(i for i, group in enumerate(GROUPS) if phase in group)
+    later = [name for group in GROUPS[group:] for name in group if name in phases]
+    return tuple(dict.fromkeys(PHASES[name] for name in later))
+
+
 def _phases_of(workload: Workload, footprint: Footprint) -> Iterator[str]:
     if workload.text and footprint.configs.text_encoder is not None:
         yield "text"
-    if workload.preview_size is not None:
-        yield from ("stage1", "stage1_decode")
-    if workload.stage2:
+    if workload.preview is not None:
+        yield from ("stage1", "stage1_decode") if workload.stage1 else ("stage1_decode",)
+    if workload.video is not None:
         yield from ("stage2_encode", "stage2", "stage2_decode")
 
 
@@ -297,7 +275,7 @@ def _plan_phase(
     phase: str,
     available: int,
     *,
-    idle: tuple[str, ...],
+    kept: tuple[str, ...],
     resident: bool,
     may_offload: bool,
 ) -> PhasePlan:
@@ -309,15 +287,16 @@ def _plan_phase(
             work = _work(footprint, workload, phase, measures)
         except RuntimeError:  # a kernel's own limit, such as of the VAE on whole frames of 1080p
             continue
+        weights = footprint.weights
+        at_work = footprint.streamed_weights if measures.streamed_weights else weights
+        waiting = [name for name in kept if measures.streamed_weights or name != PHASES[phase]]
         plan = PhasePlan(
             phase=phase,
             measures=measures,
             thriftier=tuple(ladder[rung:]),
-            weight_bytes=_weight_bytes(footprint, phase, measures, resident=resident),
+            weight_bytes=sum(weights[name] for name in kept) if resident else at_work[PHASES[phase]],
             work_bytes=int(work.device_bytes * FRAGMENTATION),
-            host_bytes=work.host_bytes
-            + sum(footprint.weights[name] for name in idle if name != PHASES[phase])
-            + (footprint.weights[PHASES[phase]] if measures.streamed_weights else 0),
+            host_bytes=work.host_bytes + (0 if resident else sum(weights[name] for name in waiting)),
         )
         if plan.peak_bytes <= available:
             break
@@ -341,25 +320,11 @@ def _ladder(workload: Workload, phase: str, *, may_offload: bool, may_stream: bo
         yield dataclasses.replace(last, streamed_weights=True)
 
 
-def _size(workload: Workload, phase: str) -> tuple[int, int, int]:
-    """Frames, height and width of what a phase works on."""
-    if phase in ("stage1", "stage1_decode"):
-        assert workload.preview_size is not None
-        return (workload.num_frames, *workload.preview_size)
-    return (workload.num_frames, *workload.size)
-
-
-def _weight_bytes(footprint: Footprint, phase: str, measures: Measures, *, resident: bool) -> int:
-    if resident:
-        return sum(footprint.weights.values())
-    weights = footprint.streamed_weights if measures.streamed_weights else footprint.weights
-    return weights[PHASES[phase]]
-
-
 def _work(footprint: Footprint, workload: Workload, phase: str, measures: Measures) -> Peak:
     if phase == "text":
         return footprint.text(workload.batch_size)
-    size = _size(workload, phase)
+    size = workload.preview if phase in ("stage1", "stage1_decode") else workload.video
+    assert size is not None
     if phase in ("stage1", "stage2"):
         stage = int(phase[-1])
         return footprint.denoise(
@@ -375,4 +340,4 @@ def _work(footprint: Footprint, workload: Workload, phase: str, measures: Measur
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB"
+    return f"{num_bytes / GIB:.{1 if num_bytes >= 10 * GIB else 2}f} GiB"

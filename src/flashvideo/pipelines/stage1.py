@@ -34,6 +34,7 @@ from flashvideo.pipelines.inputs import (
 from flashvideo.pipelines.outputs import FlashVideoStage1Output, Frames, postprocess_frames
 from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.trained import log_untrained_preview
+from flashvideo.pipelines.workload import Workload, count_clips
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import LatentShape, latent_shape
@@ -301,6 +302,14 @@ class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
         )
         log_untrained_preview(num_frames, height, width, preset=self.preset)
         log_negative_prompt(negative_prompt)
+        self.prepare_memory(
+            lambda: Workload(
+                preview=(num_frames, height, width),
+                text=prompt is not None,
+                guided=(guidance_scale != 1, False),
+                batch_size=count_clips(prompt, None, prompt_embeds),
+            )
+        )
         self._interrupt = False
         generator = generator_or_fresh(generator)
         if prompt is not None:

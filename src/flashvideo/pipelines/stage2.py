@@ -43,6 +43,7 @@ from flashvideo.pipelines.outputs import FlashVideoEnhanceOutput, Frames, postpr
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset
 from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows, reflect_indices
+from flashvideo.pipelines.workload import stage2_workload
 from flashvideo.presets import Preset
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import with_prefix
@@ -490,6 +491,9 @@ class FlashVideoEnhancePipeline(StagePipeline):
         )
         if settings is None:
             settings = complete_settings((first.shape[-2], first.shape[-1]), preset=self.preset, vae=self.vae)
+        self.prepare_memory(
+            lambda: stage2_workload(self, settings, num_clips=1, prompt=prompt, prompt_embeds=prompt_embeds)
+        )
         self._interrupt = False
         windows = self.enhance_windows(
             (frame[None] for frame in frames),
@@ -587,6 +591,16 @@ class FlashVideoEnhancePipeline(StagePipeline):
         if output_type == "latent":
             settings.check_one_window(num_frames)
         log_negative_prompt(negative_prompt)
+        self.prepare_memory(
+            lambda: stage2_workload(
+                self,
+                settings,
+                num_clips=batch_size,
+                num_frames=num_frames,
+                prompt=prompt,
+                prompt_embeds=prompt_embeds,
+            )
+        )
         frames = self.enhance(
             pixels,
             self.text_embeds(prompt, prompt_embeds, batch_size, prompt_prefix=prompt_prefix),

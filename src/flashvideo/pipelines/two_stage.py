@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flashvideo import __version__
 from flashvideo.models.lora import ADAPTER_NAME, load_adapter
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
-from flashvideo.pipelines.base import Callback
+from flashvideo.pipelines.base import Callback, PlannedPipeline
 from flashvideo.pipelines.cogvideox import cogvideox_components
 from flashvideo.pipelines.embeds import PromptEmbeds, text_encoder_id
 from flashvideo.pipelines.folders import model_folder
@@ -56,6 +56,7 @@ from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.pipelines.two_stage_text import check_text, embed_for_stages, prepare_text
+from flashvideo.pipelines.workload import count_clips, two_stage_workload
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.shapes import vae_factors
@@ -64,7 +65,7 @@ from flashvideo.vae import Tiling
 logger = logging.getLogger(__name__)
 
 
-class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
+class FlashVideoPipeline(PlannedPipeline, Stage1LoraMixin):
     """From a prompt to the final video, in two stages.
 
     A negative prompt has no effect: the models are guided against an embedding of zeros.
@@ -211,6 +212,7 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
             preset=self.config.preset,
         )
         pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        pipeline._memory = self._memory
         return pipeline
 
     @property
@@ -230,6 +232,7 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
             preset=self.config.preset,
         )
         pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        pipeline._memory = self._memory
         return pipeline
 
     def preview_size(self, height: int, width: int) -> tuple[int, int]:
@@ -245,6 +248,38 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
     def enlarged_size(self, preview: tuple[int, int], final: tuple[int, int]) -> tuple[int, int]:
         """Returns height and width that Stage II works at, from those of the preview and of the video."""
         return enlarged_size(preview, final, preset=self.preset, multiple=self.preview_multiple)
+
+    def enable_memory_plans(self, device: torch.device | str, *, budget_bytes: int | None = None) -> None:
+        """From now on plans the memory of every run, see `flashvideo.pipelines.memory`.
+
+        Each network is brought to the device when it is its turn, and the fastest measures are taken with which the run
+        fits; if the memory runs out all the same, the next thriftier ones, without doing again what is done. In the
+        place of `to(device)` and of diffusers' own offloading.
+
+        Args:
+            device: Where networks work.
+            budget_bytes: Memory of the device that may be used; what is free at the start of a run if None.
+        """
+        from flashvideo.pipelines.device_memory import DeviceMemory
+        from flashvideo.pipelines.footprint import Footprint, ModelConfigs
+        from flashvideo.pipelines.memory import PHASES
+
+        networks = {name: getattr(self, name) for name in dict.fromkeys(PHASES.values())}
+        self._memory = DeviceMemory(
+            {name: network for name, network in networks.items() if network is not None},
+            Footprint(ModelConfigs.of(self), self.stage1_transformer.dtype),
+            torch.device(device),
+            budget_bytes=budget_bytes,
+        )
+
+    def give_up(self, name: str) -> None:
+        """Frees the weights of a network that will not be needed any more, where memory is planned.
+
+        Args:
+            name: `"text_encoder"` or `"stage1_transformer"`, for example.
+        """
+        if self._memory is not None:
+            self._memory.give_up(name)
 
     def check_has_stage2(self) -> None:
         """Checks that the model is more than a Stage I.
@@ -615,6 +650,17 @@ class FlashVideoPipeline(DiffusionPipeline, Stage1LoraMixin):
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
         log_negative_prompt(negative_prompt)
+        self.prepare_memory(
+            lambda: two_stage_workload(
+                self,
+                source,
+                preview_shape,
+                None if preview_only else settings,
+                num_clips=count_clips(prompt, source, prompt_embeds),
+                reads_text=prompt_embeds is None and (prompt is not None or isinstance(source, PreviewState)),
+                stage1_guidance_scale=stage1_guidance_scale,
+            )
+        )
         self._interrupt, timings = False, {}
         started = time.perf_counter()
         prompts, stage1_embeds, stage2_embeds = prepare_text(

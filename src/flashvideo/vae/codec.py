@@ -244,7 +244,9 @@ def _run(
         raise ValueError(
             f"thrift is for work without gradients, got {thrift!r}; call it under torch.no_grad()"
         )
-    if _has_hooks(network):  # strips go by the layers' weights and would not trigger them
+    if thrift is not None and _has_hooks(
+        network
+    ):  # strips go by the layers' weights and would not trigger them
         thrift = None
     for tile in tiles:
         start, last_frames = 0, None
