@@ -129,16 +129,13 @@ def test_another_text_encoder_makes_another_folder(hub, text_folder):
 
 
 def test_a_text_cache_takes_the_text_encoder_that_was_asked_for_and_converts_once(hub, text_folder, tmp_path):
-    words = ["generate", "a red circle", "-o", tmp_path / "out.mp4", "--preview-only", "--size", "128x128"]
-    words += [
-        "--frames",
-        "1",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
+    options = "--preview-only --size 128x128 --frames 1 --steps 1 --device cpu --dtype float32"
+    words = [
+        "generate",
+        "a red circle",
+        "-o",
+        tmp_path / "out.mp4",
+        *options.split(),
         "--model",
         "flashvideo",
     ]
