@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from flashvideo.cli import main
 from flashvideo.pipelines import hub as hub_module
 from flashvideo.pipelines import hub_errors
 from flashvideo.pipelines.cache import cache_folder
@@ -125,6 +126,24 @@ def test_another_text_encoder_makes_another_folder(hub, text_folder):
     folder = fetch(text_encoder=text_folder)
     assert "--text-" in folder.name and folder != fetch()
     assert not any("tokenizer" in name for name in hub.downloads()[: len(RELEASED_FILES)])
+
+
+def test_a_text_cache_takes_the_text_encoder_that_was_asked_for_and_converts_once(hub, text_folder, tmp_path):
+    options = "--preview-only --size 128x128 --frames 1 --steps 1 --device cpu --dtype float32"
+    words = [
+        "generate",
+        "a red circle",
+        "-o",
+        tmp_path / "out.mp4",
+        *options.split(),
+        "--model",
+        "flashvideo",
+    ]
+    words += ["--revision", "v1", "--text-encoder", text_folder, "--text-cache", tmp_path / "text"]
+    assert main([str(word) for word in words]) == 0
+    folders = [path for path in cache_folder().glob("FoundationVision*") if path.is_dir()]
+    assert len(folders) == 1
+    assert f"info {TEXT_ENCODER_REPOSITORY}" not in hub.requests
 
 
 def test_a_text_encoder_of_its_own_repository_may_lie_at_the_top(hub, text_folder):
