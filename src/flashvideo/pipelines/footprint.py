@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import T5Config, T5EncoderModel
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.quantization import quantize, stored_bytes
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.presets import (
@@ -87,8 +88,8 @@ class AllocationTracker(TorchDispatchMode):
         for tensor in outputs:
             self._note(tensor, is_new=True)
         if func is torch.ops.aten.convolution.default:
-            # Kernels rearrange input and output into blocks of channels, in copies of their own.
-            copies = inputs[0].nbytes + outputs[0].nbytes
+            # Kernels rearrange their input into blocks of channels, in a copy of its own; in 16 bits the output too.
+            copies = inputs[0].nbytes + (outputs[0].nbytes if outputs[0].itemsize == 2 else 0)
             self.peak_bytes = max(self.peak_bytes, self._alive_bytes[0] + copies)
         return result
 
@@ -223,11 +224,13 @@ class Footprint:
     Args:
         configs: The model.
         dtype: What its weights and activations are stored in.
+        weights: How the transformers' weights are stored, see `flashvideo.pipelines.quantization.WEIGHTS`.
     """
 
-    def __init__(self, configs: ModelConfigs, dtype: torch.dtype) -> None:
+    def __init__(self, configs: ModelConfigs, dtype: torch.dtype, *, weights: str = "full") -> None:
         self.configs = configs
         self.dtype = dtype
+        self._kind = weights
         self._mode = FakeTensorMode()
 
     @functools.cached_property
@@ -263,6 +266,9 @@ class Footprint:
             }
             if configs.stage2_transformer is not None:
                 parts["stage2_transformer"] = self._build_transformer(configs.stage2_transformer)
+            for transformer in parts.values():
+                if isinstance(transformer, FlashVideoTransformer3DModel):
+                    quantize(transformer, self._kind)
             if configs.text_encoder is not None:
                 parts["text_encoder"] = self._build_text_encoder()
         return parts
@@ -374,8 +380,7 @@ class Footprint:
         return int(self.configs.vae["latent_channels"])
 
     def _bytes_of(self, module: nn.Module) -> int:
-        tensors = (*module.parameters(), *module.buffers())
-        return sum(tensor.numel() for tensor in tensors) * self.dtype.itemsize
+        return stored_bytes(module, dtype=self.dtype)
 
     def _build_transformer(
         self, config: Mapping[str, Any], **overrides: object
