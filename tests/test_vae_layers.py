@@ -85,7 +85,7 @@ def test_the_thriftier_the_less_is_on_the_device(tiny_vae):
         assert device == sorted(device, reverse=True)
         assert host == sorted(host)
         assert host[0] == 0
-        assert device[2] < 0.5 * device[0]
+        assert device[2] < 0.6 * device[0]
 
 
 def test_thrift_with_gradients_is_an_error(tiny_vae, generator):

@@ -137,11 +137,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help=f"text encoder of a release, which comes without one (default: that of {TEXT_ENCODER_REPOSITORY})",
     )
     add_device(group)
+    add_vram(group)
     group.add_argument(
         "--dtype",
         default="auto",
         metavar="TYPE",
         help="float32, bfloat16 or float16 (default: bfloat16 where a short probe finds it faster, else float32)",
+    )
+
+
+def add_vram(parser: argparse._ActionsContainer) -> None:
+    """Adds `--vram`."""
+    parser.add_argument(
+        "--vram",
+        type=number(above=0),
+        metavar="GIB",
+        help="memory of the device that may be used (default: what is free)",
     )
 
 

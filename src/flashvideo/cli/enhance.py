@@ -14,7 +14,7 @@ from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import check_distinct, check_folder, check_input, check_output
 from flashvideo.cli.messages import StepProgress, progress_is_shown
 from flashvideo.cli.metadata import enhance_metadata
-from flashvideo.cli.model import count_windows, open_pipeline, text_from_cache, use_threads
+from flashvideo.cli.model import count_windows, encode_text, open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result, describe_clip
 from flashvideo.pipelines.sizes import named_size
 
@@ -184,7 +184,8 @@ def enhance_file(
     from flashvideo.video import iter_frames, write_video
 
     prompt, prefix = arguments.prompt, arguments.motion_prefix
-    embeds = text_from_cache(arguments, pipeline, [] if prompt is None else [prompt])
+    embeds = encode_text(arguments, pipeline, [] if prompt is None else [prompt])
+    pipeline.give_up("stage1_transformer")
     if embeds is not None:
         prompt, prefix = None, None
     total = count_windows(pipeline, num_frames, settings) * settings.num_inference_steps

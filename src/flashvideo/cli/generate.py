@@ -17,7 +17,7 @@ from flashvideo.cli import arguments as shared
 from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import LATENTS_SUFFIX, check_distinct, check_folder, check_input, check_output
 from flashvideo.cli.generation import Generation, preview_shape
-from flashvideo.cli.model import open_pipeline, text_from_cache, use_threads
+from flashvideo.cli.model import encode_text, open_pipeline, use_threads
 from flashvideo.cli.refinement import Refinement, add_refinement, check_refinement, refine
 from flashvideo.cli.results import Phases, Result, describe_clip
 from flashvideo.pipelines.sizes import REFERENCE, SHORT_SIDES, named_size
@@ -283,7 +283,7 @@ def prepare(arguments: argparse.Namespace, phases: Phases, refinement: Refinemen
         phases=phases,
         prompt=prompt,
         refinement=refinement,
-        embeds=text_from_cache(arguments, pipeline, prompts if prompt is None else [prompt]),
+        embeds=encode_text(arguments, pipeline, prompts if prompt is None else [prompt]),
     )
 
 

@@ -84,6 +84,7 @@ class Generation:
             if self.arguments.preview_only:
                 assert preview_path is not None
                 return self.preview_result(data, preview_path, preview, frames)
+            self.pipeline.give_up("stage1_transformer")
         output = self.make_detail(source)
         frames = cast("torch.Tensor", output.frames)[0]
         with self.phases("write"):

@@ -21,7 +21,7 @@ def open_pipeline(arguments: argparse.Namespace, *, stage1: str | None = None) -
         arguments: What was asked for.
         stage1: Another model to take Stage I from.
 
-    With `--text-cache` the text encoder is left out: `text_from_cache` loads it when it is needed.
+    With `--text-cache` the text encoder is left out: `encode_text` loads it when it is needed.
 
     Raises:
         ValueError: If there is no such model, device or dtype, or the other Stage I does not fit.
@@ -38,25 +38,32 @@ def open_pipeline(arguments: argparse.Namespace, *, stage1: str | None = None) -
             revision=arguments.revision,
             text_encoder=arguments.text_encoder,
             load_text_encoder=arguments.text_cache is None,
+            vram=arguments.vram,
             stage1=stage1,
         )
     pipeline.set_progress_bar_config(disable=True)  # the command shows its own
     return pipeline
 
 
-def text_from_cache(
+def encode_text(
     arguments: argparse.Namespace, pipeline: FlashVideoPipeline, prompts: Sequence[str]
 ) -> PromptEmbeds | None:
-    """Returns the embeddings of prompts from the folder of `--text-cache`; None without that option, or without text.
+    """Encodes prompts before all else, or takes them from the folder of `--text-cache`, and frees the text encoder.
+
+    Returns:
+        The embeddings; None without prompts.
 
     Raises:
-        ValueError: If the model's folder has no text encoder.
+        ValueError: If the model has no text encoder.
     """
-    from flashvideo.pipelines.loading import model_folder
     from flashvideo.pipelines.text_cache import cached_embeds
 
-    if arguments.text_cache is None or not prompts:
+    if not prompts:
         return None
+    if arguments.text_cache is None:
+        embeds = pipeline.encode_prompt(list(prompts), prompt_prefix=arguments.motion_prefix)
+        pipeline.give_up("text_encoder")
+        return embeds
     with ExitStack() as stack:
         if not arguments.debug:
             stack.enter_context(quiet_libraries())
@@ -64,7 +71,7 @@ def text_from_cache(
             pipeline,
             prompts,
             cache=arguments.text_cache,
-            model=model_folder(arguments.model),
+            model=pipeline.config._name_or_path,
             prompt_prefix=arguments.motion_prefix,
         )
 

@@ -100,7 +100,7 @@ class DeviceMemory:
             budget,
             may_offload=not is_host,
             gone=self._gone,
-            reserve_bytes=0 if is_host else DEVICE_RESERVE_BYTES,
+            reserve_bytes=host_reserve(workload) if is_host else DEVICE_RESERVE_BYTES,
         )
 
     def run(self, phase: str, work: Callable[[Measures], T]) -> T:
@@ -155,7 +155,7 @@ class DeviceMemory:
 
     def _place(self, worker: str) -> None:
         """Puts every network where the plan wants it while one of them is at work."""
-        is_resident = self.plan is None or self.plan.resident
+        is_resident = self.plan is not None and self.plan.resident
         for name, module in self._components.items():
             if name not in self._streamed and name not in self._gone:
                 target = self.device if is_resident or name == worker else HOST
@@ -197,6 +197,12 @@ def free_bytes(device: torch.device) -> int:
     free, _ = torch.accelerator.get_memory_info(device)
     cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return int(free + cached)
+
+
+def host_reserve(workload: Workload) -> int:
+    """Returns what a run on the host takes beside networks: the window's frames, enlarged, made and written."""
+    num_frames, height, width = workload.video or workload.preview or (0, 0, 0)
+    return 3 * workload.batch_size * num_frames * 3 * height * width * torch.float32.itemsize
 
 
 def is_out_of_memory(error: BaseException) -> bool:

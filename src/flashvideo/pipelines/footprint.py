@@ -9,10 +9,13 @@ Shapes: B clips, F frames, H, W pixels; f, C, h, w of the latents; L text tokens
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +29,14 @@ from transformers import T5Config, T5EncoderModel
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
-from flashvideo.presets import Preset
+from flashvideo.presets import (
+    FLASHVIDEO,
+    RELEASED_STAGE1_TRANSFORMER,
+    RELEASED_STAGE2_TRANSFORMER,
+    RELEASED_TEXT_ENCODER,
+    RELEASED_VAE,
+    Preset,
+)
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.shapes import latent_shape
 from flashvideo.vae import DECODE_LATENT_FRAMES_PER_CHUNK, ENCODE_FRAMES_PER_CHUNK, time_chunks
@@ -148,6 +158,43 @@ class ModelConfigs:
     """Config of Stage II's transformer; None if there is none."""
 
     @classmethod
+    def released(cls) -> ModelConfigs:
+        """The authors' released model."""
+        return cls(
+            preset=FLASHVIDEO,
+            text_encoder=RELEASED_TEXT_ENCODER,
+            vae=_complete(AutoencoderKLCogVideoX, RELEASED_VAE),
+            stage1_transformer=RELEASED_STAGE1_TRANSFORMER,
+            stage2_transformer=RELEASED_STAGE2_TRANSFORMER,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelConfigs:
+        """Reads the configs of a model's folder, without its weights.
+
+        Raises:
+            ValueError: If it is not the folder of a two-stage model.
+        """
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if "preset" not in index:
+            raise ValueError(f"{folder} is a {index.get('_class_name')}, expected a FlashVideoPipeline")
+
+        def config(name: str) -> dict[str, Any] | None:
+            path = folder / name / "config.json"
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+        vae, stage1 = config("vae"), config("stage1_transformer")
+        if vae is None or stage1 is None:
+            raise ValueError(f"{folder} lacks the config of its vae or its stage1_transformer; save it again")
+        return cls(
+            preset=Preset.from_dict(index["preset"]),
+            text_encoder=config("text_encoder"),
+            vae=_complete(AutoencoderKLCogVideoX, vae),
+            stage1_transformer=_complete(FlashVideoTransformer3DModel, stage1),
+            stage2_transformer=config("stage2_transformer"),
+        )
+
+    @classmethod
     def of(cls, pipeline: DiffusionPipeline) -> ModelConfigs:
         """Reads the configs of a loaded two-stage pipeline."""
         encoder, stage2 = pipeline.text_encoder, pipeline.stage2_transformer
@@ -158,6 +205,16 @@ class ModelConfigs:
             stage1_transformer=dict(pipeline.stage1_transformer.config),
             stage2_transformer=None if stage2 is None else dict(stage2.config),
         )
+
+
+def _complete(model: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the model's defaults filled in."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(model.__init__).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **config}
 
 
 class Footprint:

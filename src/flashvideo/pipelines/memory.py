@@ -264,7 +264,7 @@ def _phases_of(workload: Workload, footprint: Footprint) -> Iterator[str]:
     if workload.text and footprint.configs.text_encoder is not None:
         yield "text"
     if workload.preview is not None:
-        yield from ("stage1", "stage1_decode")
+        yield from ("stage1", "stage1_decode") if workload.stage1 else ("stage1_decode",)
     if workload.video is not None:
         yield from ("stage2_encode", "stage2", "stage2_decode")
 

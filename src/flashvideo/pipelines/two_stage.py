@@ -294,9 +294,9 @@ class FlashVideoPipeline(PreviewSteps):
         self.prepare_memory(
             lambda: two_stage_workload(
                 self,
-                preview_shape if source is None else None,
+                source,
+                preview_shape,
                 None if preview_only else settings,
-                num_frames=preview_shape[0],
                 num_clips=count_clips(prompt, source, prompt_embeds),
                 reads_text=prompt_embeds is None and (prompt is not None or isinstance(source, PreviewState)),
                 stage1_guidance_scale=stage1_guidance_scale,

@@ -57,7 +57,7 @@ def check_prompt_embeds(pipeline: FlashVideoPipeline, prompt_embeds: object) -> 
     encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     prompt_embeds.check_fits(
         pipeline.preset,
-        width=pipeline.stage2_transformer.config.text_embed_dim,
+        width=(pipeline.stage2_transformer or pipeline.stage1_transformer).config.text_embed_dim,
         text_encoder="" if encoder is None or tokenizer is None else text_encoder_id(encoder, tokenizer),
     )
 
@@ -114,11 +114,10 @@ def prepare_text(
     if prompt_embeds is not None:
         device = pipeline._execution_device
         stage1 = prompt_embeds.stage1.to(device, pipeline.stage1_transformer.dtype)
-        return (
-            prompt_embeds.prompts,
-            stage1,
-            prompt_embeds.stage2.to(device, pipeline.stage2_transformer.dtype),
-        )
+        stage2 = None
+        if pipeline.stage2_transformer is not None:
+            stage2 = prompt_embeds.stage2.to(device, pipeline.stage2_transformer.dtype)
+        return prompt_embeds.prompts, stage1, stage2
     if prompt is not None:
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
     else:

@@ -23,7 +23,10 @@ class Workload:
     """What a run is asked for, as far as memory depends on it."""
 
     preview: tuple[int, int, int] | None = None
-    """Frames, height and width at Stage I; None if it does not run."""
+    """Frames, height and width of the preview; None if there is none in latents."""
+
+    stage1: bool = True
+    """Whether the preview is made, and not only decoded."""
 
     video: tuple[int, int, int] | None = None
     """Frames of a window, height and width at Stage II, such as the models take; None if it does not run."""
@@ -41,6 +44,7 @@ class Workload:
         """Whether a run is a part of this one, so that this one's plan holds for it."""
         return (
             part.preview in (None, self.preview)
+            and (self.stage1 or part.preview is None or not part.stage1)
             and part.video in (None, self.video)
             and (self.text or not part.text)
             and (part.preview is None or part.guided[0] == self.guided[0])
@@ -51,10 +55,10 @@ class Workload:
 
 def two_stage_workload(
     pipeline: FlashVideoPipeline,
-    preview: tuple[int, int, int] | None,
+    source: PreviewState | torch.Tensor | None,
+    preview: tuple[int, int, int],
     settings: EnhanceSettings | None,
     *,
-    num_frames: int,
     num_clips: int = 1,
     reads_text: bool = True,
     stage1_guidance_scale: float | None = None,
@@ -63,9 +67,9 @@ def two_stage_workload(
 
     Args:
         pipeline: The model.
-        preview: Frames, height and width at Stage I; None if it does not run.
+        source: The preview to continue from, if there is one.
+        preview: Frames, height and width of the preview.
         settings: Those of Stage II; None if it does not run.
-        num_frames: Frames of the video.
         num_clips: Clips at once.
         reads_text: Whether the text encoder is needed.
         stage1_guidance_scale: Guidance scale of Stage I; the preset's if None.
@@ -75,8 +79,9 @@ def two_stage_workload(
     """
     scale = or_default(stage1_guidance_scale, pipeline.preset.stage1.guidance_scale)
     return Workload(
-        preview=preview,
-        video=None if settings is None else window_size(pipeline.stage2, settings, num_frames),
+        preview=None if isinstance(source, torch.Tensor) else preview,
+        stage1=source is None,
+        video=None if settings is None else window_size(pipeline.stage2, settings, preview[0]),
         text=reads_text,
         guided=(scale != 1, settings is not None and settings.guidance_scale != 1),
         batch_size=num_clips,

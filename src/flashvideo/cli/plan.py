@@ -1,0 +1,131 @@
+"""`flashvideo plan`: what a run will need of the memory, and what will be done so that it fits."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from flashvideo.cli import arguments as shared
+from flashvideo.cli.results import Result
+from flashvideo.pipelines.sizes import REFERENCE, enlarged_size, named_size, preview_size
+from flashvideo.presets import FLASHVIDEO, RELEASED_REPOSITORY
+
+if TYPE_CHECKING:
+    from flashvideo.pipelines.footprint import ModelConfigs
+    from flashvideo.pipelines.workload import Workload
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="tell what a run will need of the memory",
+        description="Tell for each phase of a run what it needs of the memory, and what is done so that it fits; exit "
+        "code 1 if it does not. Nothing is downloaded or loaded. The phases are those of `generate`; `enhance` has the "
+        "last three.",
+    )
+    parser.add_argument(
+        "--model",
+        default=FLASHVIDEO.name,
+        metavar="NAME|DIR",
+        help="a model's name, or its folder (default: %(default)s, the released model)",
+    )
+    parser.add_argument(
+        "--size", type=shared.size, default=REFERENCE, metavar="NAME|WxH", help="size of the final video"
+    )
+    parser.add_argument("--portrait", action="store_true", help="upright, for a size by name")
+    parser.add_argument("--frames", type=shared.whole_number(), metavar="N", help="number of frames")
+    shared.add_vram(parser)
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="without --vram, the device whose free memory counts (default: the best)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        metavar="TYPE",
+        help="bfloat16, float16 or float32 (default: %(default)s)",
+    )
+    shared.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    """Makes a plan from configs alone.
+
+    Raises:
+        ValueError: In one sentence, what is wrong.
+    """
+    from flashvideo.pipelines.device_memory import free_bytes, host_reserve
+    from flashvideo.pipelines.footprint import Footprint
+    from flashvideo.pipelines.loading import choose_device, choose_dtype
+    from flashvideo.pipelines.memory import DEVICE_RESERVE_BYTES, GIB, plan_memory
+
+    configs = read_configs(arguments.model)
+    dtype = choose_dtype(arguments.dtype)
+    workload = workload_of(arguments, configs)
+    device = choose_device(arguments.device)
+    on_host = arguments.vram is None and device.type == "cpu"
+    plan = plan_memory(
+        Footprint(configs, dtype),
+        workload,
+        int(arguments.vram * GIB) if arguments.vram is not None else free_bytes(device),
+        may_offload=not on_host,
+        single_run=True,
+        reserve_bytes=host_reserve(workload) if on_host else DEVICE_RESERVE_BYTES,
+    )
+    assert workload.preview is not None
+    assert workload.video is not None
+    frames, height, width = workload.video
+    lines = [
+        f"{configs.preset.name} in {arguments.dtype}: {frames} frames of {width}x{height}, "
+        f"from a preview of {workload.preview[2]}x{workload.preview[1]}",
+        str(plan),
+    ]
+    if not plan.fits:
+        lines.append("it does not fit; a smaller size or fewer frames need less")
+    data = {"model": configs.preset.name, "dtype": arguments.dtype, **plan.as_dict()}
+    return Result(data=data, text="\n".join(lines), exit_code=0 if plan.fits else 1)
+
+
+def read_configs(model: str) -> ModelConfigs:
+    """Returns the configs of a model; those of the released one are known without its files.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    from flashvideo.pipelines.folders import model_folder
+    from flashvideo.pipelines.footprint import ModelConfigs
+
+    if model in (FLASHVIDEO.name, RELEASED_REPOSITORY):
+        return ModelConfigs.released()
+    return ModelConfigs.read(model_folder(model))
+
+
+def workload_of(arguments: argparse.Namespace, configs: ModelConfigs) -> Workload:
+    """Returns what `generate` would ask for.
+
+    Raises:
+        ValueError: If the model cannot make the size or the number of frames.
+    """
+    from flashvideo.pipelines.inputs import or_default
+    from flashvideo.pipelines.workload import Workload
+    from flashvideo.shapes import check_num_frames, vae_factors
+
+    preset = configs.preset
+    if configs.stage2_transformer is None:
+        raise ValueError(f"the model {arguments.model!r} has no Stage II; plan is for models of two stages")
+    num_frames = or_default(arguments.frames, preset.stage1.num_frames)
+    check_num_frames(num_frames, vae_config=configs.vae)
+    _, spatial = vae_factors(configs.vae)
+    multiple = spatial * int(configs.stage1_transformer["patch_size"])
+    size = named_size(arguments.size, portrait=arguments.portrait, preset=preset)
+    preview = preview_size(*size, preset=preset, multiple=multiple)
+    enlarged = enlarged_size(preview, size, preset=preset, multiple=multiple)
+    height, width = (-(-side // multiple) * multiple for side in enlarged)
+    return Workload(
+        preview=(num_frames, *preview),
+        video=(min(num_frames, preset.stage1.num_frames), height, width),
+        guided=(preset.stage1.guidance_scale != 1, preset.stage2.guidance_scale != 1),
+    )
