@@ -184,10 +184,11 @@ def enhance_file(
     from flashvideo.video import iter_frames, write_video
 
     prompt, prefix = arguments.prompt, arguments.motion_prefix
-    embeds = encode_text(arguments, pipeline, [] if prompt is None else [prompt])
-    pipeline.give_up("stage1_transformer")
-    if embeds is not None:
+    embeds = None
+    if arguments.text_cache is not None and prompt is not None:
+        embeds = encode_text(arguments, pipeline, [prompt])
         prompt, prefix = None, None
+    pipeline.give_up("stage1_transformer")
     total = count_windows(pipeline, num_frames, settings) * settings.num_inference_steps
     with StepProgress("enhance", total, shown=progress_is_shown(arguments.progress)) as progress:
         frames = pipeline.stage2.stream(
@@ -199,6 +200,7 @@ def enhance_file(
             generator=torch.Generator().manual_seed(seed),
             callback_on_step_end=progress,
         )
+        pipeline.give_up("text_encoder")  # the text has been read
         metadata = _metadata(arguments, pipeline, settings, info, num_frames, seed)
         write_video(arguments.output, frames, frame_rate=Fraction(info.frame_rate), metadata=metadata)
 

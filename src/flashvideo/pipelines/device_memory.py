@@ -122,14 +122,14 @@ class DeviceMemory:
                 if thriftier is None or not is_out_of_memory(error):
                     raise
             # Only here, outside of the handler, are the failed work's tensors free.
-            was_resident = self.plan is not None and self.plan.resident
+            stays = self.plan is not None and self.plan.resident == thriftier.resident
             self.plan = thriftier
             planned = thriftier.phase(phase)
             assert planned is not None
             logger.warning(
                 "out of memory at %s; going on with %s",
                 phase,
-                "one network at a time on the device" if was_resident else planned.measures,
+                planned.measures if stays else "one network at a time on the device",
             )
             self.release()
 
@@ -163,7 +163,9 @@ class DeviceMemory:
                     module.to(target)
 
     def give_up(self, name: str) -> None:
-        """Frees the weights of a network that will not be needed any more; its config stays."""
+        """Frees the weights of a network, if there is one, that will not be needed any more; its config stays."""
+        if name not in self._components:
+            return
         self._components[name].to(GONE)
         self._gone.add(name)
         self.release()

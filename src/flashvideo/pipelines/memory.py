@@ -120,6 +120,9 @@ class MemoryPlan:
     resident: bool
     """Whether all weights stay on the device; otherwise each network is there while it works."""
 
+    may_offload: bool
+    """Whether weights can wait elsewhere."""
+
     reserve_bytes: int
     """Memory that is taken beside the tensors."""
 
@@ -143,7 +146,7 @@ class MemoryPlan:
     def thriftier(self, name: str) -> MemoryPlan | None:
         """Returns the plan to go on with when a phase has run out of memory; None if everything is done already."""
         failed = self.phase(name)
-        if self.resident:
+        if self.resident and self.may_offload:
             return dataclasses.replace(self, resident=False)
         if failed is None or not failed.thriftier:
             return None
@@ -239,7 +242,11 @@ def plan_memory(
             for phase in phases
         )
         return MemoryPlan(
-            phases=planned, resident=resident, reserve_bytes=reserve_bytes, budget_bytes=budget_bytes
+            phases=planned,
+            resident=resident,
+            may_offload=may_offload,
+            reserve_bytes=reserve_bytes,
+            budget_bytes=budget_bytes,
         )
 
     resident = plan(resident=True)
@@ -280,9 +287,11 @@ def _plan_phase(
     may_offload: bool,
 ) -> PhasePlan:
     """The first rung of a phase's ladder that fits, or the last one."""
-    ladder = list(_ladder(workload, phase, may_offload=may_offload, may_stream=may_offload and not resident))
+    ladder = list(_ladder(workload, phase, may_offload=may_offload))
     plan: PhasePlan | None = None
     for rung, measures in enumerate(ladder, start=1):
+        if resident and measures.streamed_weights:
+            break
         try:
             work = _work(footprint, workload, phase, measures)
         except RuntimeError:  # a kernel's own limit, such as of the VAE on whole frames of 1080p
@@ -304,7 +313,7 @@ def _plan_phase(
     return plan
 
 
-def _ladder(workload: Workload, phase: str, *, may_offload: bool, may_stream: bool) -> Iterator[Measures]:
+def _ladder(workload: Workload, phase: str, *, may_offload: bool) -> Iterator[Measures]:
     """What can be done in a phase, the fastest first."""
     yield Measures()
     last = Measures()
@@ -316,7 +325,7 @@ def _ladder(workload: Workload, phase: str, *, may_offload: bool, may_stream: bo
         if is_guided:
             yield Measures(sequential_guidance=True)
         yield (last := Measures(sequential_guidance=is_guided, chunk_size=DEFAULT_CHUNK_SIZE))
-    if may_stream:
+    if may_offload:
         yield dataclasses.replace(last, streamed_weights=True)
 
 
