@@ -20,6 +20,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
 )
+from diffusers.utils import logging as diffusers_logging
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
@@ -280,3 +281,27 @@ def golden() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def write_released(golden) -> Callable[[Path], None]:
+    """`write_released(folder)` makes the folder, with the three files as the authors publish theirs, of toy size."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for name, root, model in (
+            ("stage1", "module", "stage1"),
+            ("stage2", "module", "stage2"),
+            ("3d-vae", "state_dict", "vae"),
+        ):
+            torch.save({root: golden.state_dict(model)}, folder / f"{name}.pt")
+
+    return write
+
+
+@pytest.fixture
+def no_progress_bars() -> Iterator[None]:
+    """Without diffusers' bars on stderr."""
+    diffusers_logging.disable_progress_bar()
+    yield
+    diffusers_logging.enable_progress_bar()

@@ -11,15 +11,9 @@ DROPPED = "model.diffusion_model.transformer.position_embeddings.weight"
 
 
 @pytest.fixture
-def files(tmp_path, golden):
+def files(tmp_path, write_released):
     folder = tmp_path / "released"
-    folder.mkdir()
-    for name, root, model in (
-        ("stage1", "module", "stage1"),
-        ("stage2", "module", "stage2"),
-        ("3d-vae", "state_dict", "vae"),
-    ):
-        torch.save({root: golden.state_dict(model)}, folder / f"{name}.pt")
+    write_released(folder)
     return folder
 
 

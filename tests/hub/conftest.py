@@ -150,12 +150,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def released_files(golden, tmp_path_factory) -> dict[str, bytes]:
+def released_files(write_released, tmp_path_factory) -> dict[str, bytes]:
     """The three checkpoints at toy size, under the reference's keys."""
-    folder = tmp_path_factory.mktemp("released")
-    keys = ("module", "module", "state_dict")
-    for name, model, key in zip(RELEASED_FILES, ("stage1", "stage2", "vae"), keys, strict=True):
-        torch.save({key: golden.state_dict(model)}, folder / name)
+    folder = tmp_path_factory.mktemp("hub") / "released"
+    write_released(folder)
     return {name: (folder / name).read_bytes() for name in RELEASED_FILES}
 
 

@@ -168,7 +168,7 @@ def test_a_save_that_fails_leaves_no_file(kept, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("flashvideo.pipelines.embeds.save_file", fail)
+    monkeypatch.setattr("flashvideo.pipelines.tensor_file.save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         kept.save(tmp_path / "other.safetensors")
     assert sorted(tmp_path.iterdir()) == before

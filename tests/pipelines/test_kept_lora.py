@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from diffusers.utils import logging as diffusers_logging
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -14,27 +13,16 @@ from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.released import ReleasedFiles, convert_released
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
+
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def no_progress_bars():
-    diffusers_logging.disable_progress_bar()
-    yield
-    diffusers_logging.enable_progress_bar()
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, golden):
+def models(tmp_path_factory, write_released):
     """Folders "merge" and "keep" of the same files."""
     folder = tmp_path_factory.mktemp("lora")
-    (folder / "released").mkdir()
-    for name, root, model in (
-        ("stage1", "module", "stage1"),
-        ("stage2", "module", "stage2"),
-        ("3d-vae", "state_dict", "vae"),
-    ):
-        torch.save({root: golden.state_dict(model)}, folder / "released" / f"{name}.pt")
+    write_released(folder / "released")
     for lora in ("merge", "keep"):
         convert_released(ReleasedFiles.find(folder / "released"), folder / lora, lora=lora)
     return folder

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
@@ -20,16 +19,11 @@ from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.presets import FLASHVIDEO
 from flashvideo.text import build_word_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_progress_bars")
+
 UNUSED = "model.diffusion_model.transformer.position_embeddings.weight"
 ROOTS = {"stage1.pt": "module", "stage2.pt": "module", "3d-vae.pt": "state_dict"}
 TEXT_WIDTH = 32
-
-
-@pytest.fixture(autouse=True)
-def no_progress_bars():
-    diffusers_logging.disable_progress_bar()
-    yield
-    diffusers_logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

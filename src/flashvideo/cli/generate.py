@@ -254,8 +254,7 @@ def prepare(arguments: argparse.Namespace, phases: Phases, refinement: Refinemen
         ValueError: In one sentence, what is wrong.
     """
     from flashvideo.pipelines.inputs import log_negative_prompt
-    from flashvideo.pipelines.preview import PreviewState
-    from flashvideo.pipelines.two_stage import read_preview
+    from flashvideo.pipelines.preview import PreviewState, read_preview
     from flashvideo.video import probe_video
 
     source = None if arguments.from_preview is None else read_preview(arguments.from_preview)

@@ -9,12 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flashvideo.models.transformer import (
-    AdaptiveLayerNormOut,
-    AdaptiveLayerNormZero,
-    FlashVideoBlock,
-    FlashVideoTransformer3DModel,
-)
+from flashvideo.models.blocks import AdaptiveLayerNormOut, AdaptiveLayerNormZero, FlashVideoBlock
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
 CONSTANT_ENERGY = 2.0
 """Energy of a token's constant in units of that of its components."""

@@ -27,9 +27,21 @@ Callback = Callable[
 
 
 class PlannedPipeline(DiffusionPipeline):
-    """A pipeline whose work may follow a memory plan."""
+    """A pipeline with a preset, that can be interrupted, and whose work may follow a memory plan."""
 
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
     _memory: DeviceMemory | None = None
+    _interrupt = False
+
+    @property
+    def preset(self) -> Preset:
+        """Defaults and constants of the model."""
+        return read_preset(self.config.preset)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked to stop, by setting `_interrupt` to true."""
+        return self._interrupt
 
     @property
     def _execution_device(self) -> torch.device:
@@ -75,7 +87,6 @@ class StagePipeline(PlannedPipeline):
     """
 
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
 
     # Order of the guidance batch. It changes the result only by rounding; it is the released code's.
     _unconditional_first: ClassVar[bool]
@@ -87,16 +98,10 @@ class StagePipeline(PlannedPipeline):
         super().__init__()
         self.register_modules(**components)
         self.register_to_config(preset=read_preset(preset).to_dict())
-        self._interrupt = False
         self._sequential_guidance = False
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: torch.Tensor | None = None
-
-    @property
-    def preset(self) -> Preset:
-        """Defaults and constants of the model."""
-        return read_preset(self.config.preset)
 
     @property
     def guidance_scale(self) -> float:
@@ -120,11 +125,6 @@ class StagePipeline(PlannedPipeline):
     def disable_sequential_guidance(self) -> None:
         """Evaluates the two branches of guidance in one batch again."""
         self._sequential_guidance = False
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback asked to stop, by setting `_interrupt` to true."""
-        return self._interrupt
 
     def end_step(
         self,

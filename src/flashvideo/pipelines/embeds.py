@@ -11,21 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flashvideo.pipelines.inputs import log_cut, log_unknown_words
+from flashvideo.pipelines.tensor_file import SUFFIX, read_tensors, write_tensors
 from flashvideo.presets import Preset
 
-EMBEDS_SUFFIX = ".safetensors"
+EMBEDS_SUFFIX = SUFFIX
 """Suffix of a file of embeddings."""
 
 _METADATA_KEY = "flashvideo_prompt_embeds"
@@ -98,13 +97,7 @@ class PromptEmbeds:
             "prompt_prefix": self.prompt_prefix,
             "text_tokens": [self.stage1.shape[1], self.stage2.shape[1]],
         }
-        # A name of its own for each writer, so that none moves another's half-written file into place.
-        partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-        try:
-            save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(content)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, tensors, content, key=_METADATA_KEY)
         return path
 
     @classmethod
@@ -115,18 +108,7 @@ class PromptEmbeds:
             ValueError: If the file is not there, or does not hold embeddings of this format.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(
-                f"{path} does not exist, expected the {EMBEDS_SUFFIX} file of prompt embeddings; check the name"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                content = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a safetensors file of prompt embeddings ({error}); write it again"
-            ) from None
+        tensors, content = read_tensors(path, key=_METADATA_KEY, kind="prompt embeddings")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(
                 f"{path} does not hold prompt embeddings of format {_FORMAT}; expected a file that "

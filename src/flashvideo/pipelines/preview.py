@@ -8,7 +8,6 @@ and continued gives, bit for bit, the video of a run that was never stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -17,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from flashvideo.pipelines.inputs import to_pixels
+from flashvideo.pipelines.tensor_file import SUFFIX, read_tensors, write_tensors
 from flashvideo.video import read_video
 
 logger = logging.getLogger(__name__)
 
-PREVIEW_SUFFIX = ".safetensors"
+PREVIEW_SUFFIX = SUFFIX
 """Suffix of a preview's file of latents; it lies beside the preview video under the same name."""
 
 _METADATA_KEY = "flashvideo_preview"
@@ -139,13 +137,7 @@ def save_preview(path: str | os.PathLike[str], preview: PreviewState) -> Path:
         "generator_device": preview.generator_device,
         "settings": dataclasses.asdict(preview.settings),
     }
-    # A full disk shall leave no half file under the real name.
-    partial = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(content)})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, tensors, content, key=_METADATA_KEY)
     return path
 
 
@@ -156,18 +148,7 @@ def load_preview(path: str | os.PathLike[str]) -> PreviewState:
         ValueError: If the file is not there, or is not a preview of this format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist, expected the {PREVIEW_SUFFIX} file of a preview; check the name"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file ({error}); expected one that save_preview wrote"
-        ) from None
+    tensors, content = read_tensors(path, key=_METADATA_KEY, kind="a preview")
     if content is None or content.get("format") != _FORMAT:
         found = "no preview" if content is None else f"a preview of format {content.get('format')}"
         raise ValueError(
