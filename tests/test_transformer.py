@@ -350,3 +350,41 @@ def test_frames_out_of_a_longer_clip_keep_their_positions(tiny_transformer):
     )
     assert torch.equal(usual, default)
     assert not torch.allclose(moved, usual)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk_size", [1, 7, 18, 1000])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_tokens_in_chunks_give_the_result_of_all_at_once(tiny_transformer, generator, stage, chunk_size):
+    transformer = tiny_transformer(stage)
+    arguments = (
+        torch.randn(2, 3, 8, 4, 6, generator=generator),
+        torch.randn(2, 5, 12, generator=generator),
+        torch.tensor([500.0, 20.0]),
+    )
+    noise_step = 675 if stage == 2 else None
+    expected = transformer(*arguments, noise_step=noise_step).sample
+    before = [argument.clone() for argument in arguments]
+    transformer.enable_forward_chunking(chunk_size)
+    found = transformer(*arguments, noise_step=noise_step).sample
+    torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)
+    assert all(torch.equal(argument, copy) for argument, copy in zip(arguments, before, strict=True))
+    transformer.disable_forward_chunking()
+    assert torch.equal(transformer(*arguments, noise_step=noise_step).sample, expected)
+
+
+def test_chunks_are_left_out_where_gradients_are_wanted(tiny_transformer, generator):
+    transformer = tiny_transformer(1)
+    transformer.enable_forward_chunking(4)
+    transformer(
+        torch.randn(1, 1, 8, 4, 6, generator=generator),
+        torch.randn(1, 5, 12, generator=generator),
+        torch.tensor(3.0),
+    ).sample.sum().backward()
+    assert all(parameter.grad is not None for parameter in transformer.parameters())
+
+
+@pytest.mark.parametrize(("chunk_size", "dim"), [(0, 1), (8, 0)])
+def test_an_impossible_chunk_is_an_error(tiny_transformer, chunk_size, dim):
+    with pytest.raises(ValueError, match="forward chunking needs chunk_size of at least 1 and dim 1"):
+        tiny_transformer(1).enable_forward_chunking(chunk_size, dim)

@@ -138,6 +138,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add_device(group)
     add_vram(group)
+    add_weights(group)
     group.add_argument(
         "--dtype",
         default="auto",
@@ -153,6 +154,17 @@ def add_vram(parser: argparse._ActionsContainer) -> None:
         type=number(above=0),
         metavar="GIB",
         help="memory of the device that may be used (default: what is free)",
+    )
+
+
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    """Adds `--weights`."""
+    parser.add_argument(
+        "--weights",
+        default="full",
+        metavar="KIND",
+        help="full, or fp8 or int8: transformers in about half of the memory, with slightly other results "
+        "(default: %(default)s)",
     )
 
 

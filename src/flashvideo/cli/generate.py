@@ -272,6 +272,10 @@ def prepare(arguments: argparse.Namespace, phases: Phases, refinement: Refinemen
         seed = secrets.randbelow(2**31)
     prompt = arguments.prompt if refinement is None else refinement.prompt
     prompts = source.settings.prompts if isinstance(source, PreviewState) else ()
+    if prompt is not None:
+        prompts = (prompt,)
+    # Stage I alone reads its text itself.
+    reads_both = arguments.text_cache is not None or not (arguments.preview_only or arguments.previews)
     log_negative_prompt(arguments.negative_prompt)
     return Generation(
         arguments=arguments,
@@ -283,7 +287,7 @@ def prepare(arguments: argparse.Namespace, phases: Phases, refinement: Refinemen
         phases=phases,
         prompt=prompt,
         refinement=refinement,
-        embeds=encode_text(arguments, pipeline, prompts if prompt is None else [prompt]),
+        embeds=encode_text(arguments, pipeline, prompts) if reads_both else None,
     )
 
 

@@ -52,7 +52,7 @@ def two_stage_metadata(
 
     sizes: dict[str, tuple[int, ...]] = {}
     steps: dict[str, int] = {}
-    settings: dict[str, Any] = {"device": pipeline.execution_device.type, "dtype": dtype_name(pipeline)}
+    settings: dict[str, Any] = describe_machine(pipeline)
     if preview is not None:
         made = preview.settings
         sizes["stage1"] = (made.num_frames, made.height, made.width)
@@ -135,8 +135,7 @@ def enhance_metadata(
         steps={"stage2": settings.num_inference_steps},
         prompt=prompt if with_prompt else None,
         settings={
-            "device": pipeline.execution_device.type,
-            "dtype": dtype_name(pipeline),
+            **describe_machine(pipeline),
             "stage2": {
                 "guidance_scale": 1.0 if prompt is None else settings.guidance_scale,
                 "noise_step": settings.noise_step,
@@ -184,6 +183,12 @@ def _prefix_note(
     if prompt is None or not with_prompt or (prompt_prefix is None and not own):
         return {}
     return {"prompt_prefix": own if prompt_prefix is None else prompt_prefix}
+
+
+def describe_machine(pipeline: FlashVideoPipeline) -> dict[str, str]:
+    """Returns on what and in what the pipeline computes."""
+    weights = {} if pipeline.weights == "full" else {"weights": pipeline.weights}
+    return {"device": pipeline.execution_device.type, "dtype": dtype_name(pipeline), **weights}
 
 
 def dtype_name(pipeline: FlashVideoPipeline) -> str:

@@ -39,6 +39,7 @@ def open_pipeline(arguments: argparse.Namespace, *, stage1: str | None = None) -
             text_encoder=arguments.text_encoder,
             load_text_encoder=arguments.text_cache is None,
             vram=arguments.vram,
+            weights=arguments.weights,
             stage1=stage1,
         )
     pipeline.set_progress_bar_config(disable=True)  # the command shows its own

@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--portrait", action="store_true", help="upright, for a size by name")
     parser.add_argument("--frames", type=shared.whole_number(), metavar="N", help="number of frames")
     shared.add_vram(parser)
+    shared.add_weights(parser)
     parser.add_argument(
         "--device",
         default="auto",
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> Result:
     device = choose_device(arguments.device)
     on_host = arguments.vram is None and device.type == "cpu"
     plan = plan_memory(
-        Footprint(configs, dtype),
+        Footprint(configs, dtype, weights=arguments.weights),
         workload,
         int(arguments.vram * GIB) if arguments.vram is not None else free_bytes(device),
         may_offload=not on_host,
@@ -85,7 +86,12 @@ def run(arguments: argparse.Namespace) -> Result:
     ]
     if not plan.fits:
         lines.append("it does not fit; a smaller size or fewer frames need less")
-    data = {"model": configs.preset.name, "dtype": arguments.dtype, **plan.as_dict()}
+    data = {
+        "model": configs.preset.name,
+        "dtype": arguments.dtype,
+        "weights": arguments.weights,
+        **plan.as_dict(),
+    }
     return Result(data=data, text="\n".join(lines), exit_code=0 if plan.fits else 1)
 
 

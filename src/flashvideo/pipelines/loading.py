@@ -25,6 +25,7 @@ from flashvideo.pipelines.cogvideox import (
 )
 from flashvideo.pipelines.folders import model_folder
 from flashvideo.pipelines.hub import PIPELINES, check_pipeline
+from flashvideo.pipelines.quantization import quantize
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.presets import NANO
@@ -52,6 +53,7 @@ def load_pipeline(
     text_encoder: str | Path | None = None,
     load_text_encoder: bool = True,
     vram: float | None = None,
+    weights: str = "full",
     stage1: str | Path | None = None,
 ) -> FlashVideoPipeline:
     """Loads the two-stage pipeline of a model, on a device and in a dtype that suit this machine.
@@ -67,6 +69,8 @@ def load_pipeline(
         text_encoder: Repository or folder of the text encoder of released checkpoints, which come without; a pipeline
             with the folders `text_encoder` and `tokenizer`. CogVideoX-2B's if None.
         load_text_encoder: Whether to load the text encoder; without it a call takes `prompt_embeds` and no prompt.
+        weights: How the transformers' weights are stored: `"full"`, `"fp8"` or `"int8"`, see
+            `flashvideo.pipelines.quantization`.
         vram: Memory of the device in GiB that a run may use; all that is free if None.
         stage1: A CogVideoX-2B or 5B, folder or repository, to use as Stage I instead of the model's own. It must have
             the model's kind of VAE (latent channels, compression) and its text encoder.
@@ -87,7 +91,11 @@ def load_pipeline(
         pipeline = _load_with_stage1(folder, stage1, chosen_dtype, **without)
     else:
         pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=chosen_dtype, **without)
-    pipeline.enable_memory_plans(chosen_device, budget_bytes=None if vram is None else int(vram * 2**30))
+    for transformer in (pipeline.stage1_transformer, pipeline.stage2_transformer):
+        if transformer is not None:
+            quantize(transformer, weights)
+    budget_bytes = None if vram is None else int(vram * 2**30)
+    pipeline.enable_memory_plans(chosen_device, budget_bytes=budget_bytes, weights=weights)
     return pipeline
 
 

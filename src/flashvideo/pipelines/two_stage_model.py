@@ -39,6 +39,9 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
     ]
     _lora_loadable_modules: ClassVar[list[str]] = ["stage1_transformer"]
 
+    weights = "full"
+    """How the transformers' weights are stored, as `enable_memory_plans` was told."""
+
     @classmethod
     def from_pretrained(
         cls,
@@ -206,7 +209,9 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
             height, width = final_size(*preview_shape[1:], preset=preset)
         return preview_shape, (height, width)
 
-    def enable_memory_plans(self, device: torch.device | str, *, budget_bytes: int | None = None) -> None:
+    def enable_memory_plans(
+        self, device: torch.device | str, *, budget_bytes: int | None = None, weights: str = "full"
+    ) -> None:
         """From now on plans the memory of every run, see `flashvideo.pipelines.memory`.
 
         Each network is brought to the device when it is its turn, and the fastest measures are taken with which the run
@@ -216,15 +221,17 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         Args:
             device: Where networks work.
             budget_bytes: Memory of the device that may be used; what is free at the start of a run if None.
+            weights: How the transformers' weights are stored, see `flashvideo.pipelines.quantization`.
         """
         from flashvideo.pipelines.device_memory import DeviceMemory
         from flashvideo.pipelines.footprint import Footprint, ModelConfigs
         from flashvideo.pipelines.memory import PHASES
 
         networks = {name: getattr(self, name) for name in dict.fromkeys(PHASES.values())}
+        self.weights = weights
         self._memory = DeviceMemory(
             {name: network for name, network in networks.items() if network is not None},
-            Footprint(ModelConfigs.of(self), self.stage1_transformer.dtype),
+            Footprint(ModelConfigs.of(self), self.stage1_transformer.dtype, weights=weights),
             torch.device(device),
             budget_bytes=budget_bytes,
         )

@@ -1,0 +1,51 @@
+"""`flashvideo plan`."""
+
+import json
+
+
+def test_a_plan_of_the_shipped_model_is_a_table(call):
+    outcome = call("plan", "--model", "nano", "--vram", "8")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0] == "nano in bfloat16: 17 frames of 640x384, from a preview of 160x96"
+    assert [line.split()[0] for line in lines[2:-1]] == [
+        "text",
+        "stage1",
+        "stage1_decode",
+        "stage2_encode",
+        "stage2",
+        "stage2_decode",
+    ]
+    assert lines[-1].endswith("of 8.00 GiB; all weights stay on the device")
+
+
+def test_a_plan_is_json_too(call):
+    values = json.loads(call("plan", "--model", "nano", "--vram", "8", "--json").out)
+    assert values["fits"] is True
+    assert values["exit_code"] == 0
+    assert {"phase", "peak_gib", "host_gib", "measures"} <= values["phases"][0].keys()
+
+
+def test_what_does_not_fit_is_said_with_exit_code_1(call):
+    outcome = call("plan", "--model", "nano", "--vram", "0.1")
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[-1] == "it does not fit; a smaller size or fewer frames need less"
+
+
+def test_a_folder_is_planned_without_its_weights(call, toy_model):
+    outcome = call("plan", "--model", toy_model, "--frames", "9", "--size", "64x48")
+    assert outcome.code == 0
+    assert outcome.out.startswith("toy in bfloat16: 5 frames of 64x48, from a preview of 32x24")
+
+
+def test_frames_that_do_not_fit_the_vae_are_refused(call, refusal):
+    assert "num_frames must be 2k+1, got 4" in refusal(call, "plan", "--model", "nano", "--frames", "4")
+
+
+def test_weights_in_8_bits_are_counted_as_such(call):
+    full, fp8 = (
+        json.loads(call("plan", "--model", "nano", "--vram", "1", "--weights", kind, "--json").out)
+        for kind in ("full", "fp8")
+    )
+    stage2 = [next(p for p in plan["phases"] if p["phase"] == "stage2") for plan in (full, fp8)]
+    assert stage2[1]["weights_gib"] <= stage2[0]["weights_gib"]
