@@ -37,7 +37,7 @@ from flashvideo.pipelines.settings import complete_settings
 from flashvideo.pipelines.sizes import check_crop, upscale_factor
 from flashvideo.pipelines.two_stage_preview import PreviewSteps
 from flashvideo.pipelines.two_stage_text import check_text, embed_for_stages, prepare_text
-from flashvideo.pipelines.workload import count_clips, two_stage_workload
+from flashvideo.pipelines.workload import Workload, count_clips, two_stage_workload
 from flashvideo.presets import Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.vae import Tiling
@@ -163,6 +163,7 @@ class FlashVideoPipeline(PreviewSteps):
         check_prompt(prompt)
         check_prompt_prefix(prompt_prefix, has_prompt=True)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self.prepare_memory(lambda: Workload(batch_size=len(prompts)))
         stage1, stage2 = embed_for_stages(self, prompts, prompt_prefix=prompt_prefix)
         assert stage1 is not None
         assert stage2 is not None
