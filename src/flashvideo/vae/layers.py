@@ -18,10 +18,12 @@ Shapes: B clips, C channels, F frames of a chunk, H, W height and width of the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import psutil
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
     CogVideoXCausalConv3d,
@@ -91,9 +93,12 @@ class Workspace:
             yield slice(height * i // num_strips, height * (i + 1) // num_strips)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, on_host: bool) -> torch.Tensor:
-        if on_host and self.device.type == "cuda":
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        return torch.empty(shape, dtype=dtype, device=HOST if on_host else self.device)
+        if not on_host:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        # Pinned memory is copied faster, but torch rounds it up to a power of two and keeps it.
+        num_bytes = math.prod(shape) * dtype.itemsize
+        pins = self.device.type == "cuda" and psutil.virtual_memory().available > 4 * num_bytes
+        return torch.empty(shape, dtype=dtype, pin_memory=pins)
 
 
 class Layer(Protocol):
