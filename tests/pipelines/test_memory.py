@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from flashvideo.pipelines import stage2 as stage2_module
+from flashvideo.pipelines import stage2_steps
 from flashvideo.pipelines.device_memory import DeviceMemory, free_bytes, host_reserve, is_out_of_memory
 from flashvideo.pipelines.footprint import AllocationTracker, Footprint, ModelConfigs
 from flashvideo.pipelines.memory import GIB, PHASES, Measures, plan_memory
@@ -133,9 +133,9 @@ class RunsOut:
 
 def test_when_the_memory_runs_out_the_phase_goes_on_more_thriftily(planned, seeded, monkeypatch, caplog):
     expected = run(planned, seeded)
-    decode = RunsOut(stage2_module.decode_latents)
+    decode = RunsOut(stage2_steps.decode_latents)
     denoise = RunsOut(planned.stage1_transformer.forward, times=0)
-    monkeypatch.setattr(stage2_module, "decode_latents", decode)
+    monkeypatch.setattr(stage2_steps, "decode_latents", decode)
     monkeypatch.setattr(planned.stage1_transformer, "forward", denoise)
     found = run(planned, seeded)
     assert [call["thrift"] for call in decode.calls] == [None, "strips"]
@@ -171,7 +171,7 @@ def test_weights_make_room_before_anything_slower_is_done(released):
 
 
 def test_memory_that_runs_out_for_good_is_an_error(planned, seeded, monkeypatch):
-    monkeypatch.setattr(stage2_module, "decode_latents", RunsOut(stage2_module.decode_latents, times=9))
+    monkeypatch.setattr(stage2_steps, "decode_latents", RunsOut(stage2_steps.decode_latents, times=9))
     with pytest.raises(torch.OutOfMemoryError):
         run(planned, seeded)
 
@@ -180,7 +180,7 @@ def test_other_errors_are_left_alone(planned, seeded, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(stage2_module, "decode_latents", fail)
+    monkeypatch.setattr(stage2_steps, "decode_latents", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(planned, seeded)
 
