@@ -8,6 +8,7 @@ from diffusers.hooks import apply_group_offloading
 from flashvideo.pipelines.footprint import Footprint, ModelConfigs
 from flashvideo.presets import NANO
 from flashvideo.vae import decode_latents, encode_pixels
+from flashvideo.vae.codec import _modules_fail
 from flashvideo.vae.layers import THRIFTS, Workspace, decode_chunk, encode_chunk, pool_moments
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
@@ -119,3 +120,22 @@ def test_the_moments_of_parts_together_are_those_of_the_whole(generator):
     count, mean, variance = pool_moments(parts)
     assert count == 30
     torch.testing.assert_close((variance, mean), torch.var_mean(x.double(), dim=2, correction=0))
+
+
+def test_frames_that_the_modules_split_too_finely_are_told_apart():
+    # A chunk of 8 frames after 2 of the one before, 256 channels wide, as in the released decoder.
+    assert not _modules_fail(256, (544, 960), [8])
+    assert _modules_fail(256, (1088, 1920), [8])
+    assert not _modules_fail(128, (1088, 1920), [17])
+
+
+@torch.no_grad()
+def test_frames_that_are_too_large_for_the_modules_go_by_strips(tiny_vae, generator, monkeypatch):
+    latents = torch.randn(1, 3, 8, 4, 4, generator=generator)
+    expected = decode_latents(tiny_vae, latents, scale=1.0, thrift="strips")
+    monkeypatch.setattr("flashvideo.vae.codec._modules_fail", lambda *_: True)
+    assert decode_latents(tiny_vae, latents, scale=1.0).equal(expected)
+    cpu = torch.device("cpu")
+    apply_group_offloading(tiny_vae.decoder, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    with pytest.raises(ValueError, match="frames of 16x16 need the VAE strip by strip"):
+        decode_latents(tiny_vae, latents, scale=1.0)

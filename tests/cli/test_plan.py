@@ -7,7 +7,9 @@ def test_a_plan_of_the_shipped_model_is_a_table(call):
     outcome = call("plan", "--model", "nano", "--vram", "8")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert lines[0] == "nano in bfloat16: 17 frames of 640x384, from a preview of 160x96"
+    assert (
+        lines[0] == "nano in bfloat16: windows of 17 frames of 640x384, from a preview of 17 frames of 160x96"
+    )
     assert [line.split()[0] for line in lines[2:-1]] == [
         "text",
         "stage1",
@@ -35,7 +37,9 @@ def test_what_does_not_fit_is_said_with_exit_code_1(call):
 def test_a_folder_is_planned_without_its_weights(call, toy_model):
     outcome = call("plan", "--model", toy_model, "--frames", "9", "--size", "64x48")
     assert outcome.code == 0
-    assert outcome.out.startswith("toy in bfloat16: 5 frames of 64x48, from a preview of 32x24")
+    assert outcome.out.startswith(
+        "toy in bfloat16: windows of 5 frames of 64x48, from a preview of 9 frames of 32x24"
+    )
 
 
 def test_frames_that_do_not_fit_the_vae_are_refused(call, refusal):

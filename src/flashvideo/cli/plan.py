@@ -80,16 +80,19 @@ def run(arguments: argparse.Namespace) -> Result:
     assert workload.video is not None
     frames, height, width = workload.video
     lines = [
-        f"{configs.preset.name} in {arguments.dtype}: {frames} frames of {width}x{height}, "
-        f"from a preview of {workload.preview[2]}x{workload.preview[1]}",
+        f"{configs.preset.name} in {arguments.dtype}: windows of {frames} frames of {width}x{height}, "
+        f"from a preview of {workload.preview[0]} frames of {workload.preview[2]}x{workload.preview[1]}",
         str(plan),
     ]
     if not plan.fits:
         lines.append("it does not fit; a smaller size or fewer frames need less")
+    sides = ("num_frames", "height", "width")
     data = {
         "model": configs.preset.name,
         "dtype": arguments.dtype,
-        "weights": arguments.weights,
+        "stored_weights": arguments.weights,
+        "preview": dict(zip(sides, workload.preview, strict=True)),
+        "window": dict(zip(sides, workload.video, strict=True)),
         **plan.as_dict(),
     }
     return Result(data=data, text="\n".join(lines), exit_code=0 if plan.fits else 1)

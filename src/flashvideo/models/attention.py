@@ -184,7 +184,7 @@ def refuse_plain_kernel(
     ):
         return
     is_plain = backend == AttentionBackendName._NATIVE_MATH
-    if not is_plain:
+    if not is_plain and query.device.type in ("cpu", "cuda"):  # where torch tells its choice
         choice = torch._fused_sdp_choice(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         is_plain = choice == SDPBackend.MATH.value
     if is_plain:

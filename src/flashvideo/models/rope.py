@@ -168,7 +168,7 @@ class PositionEmbedding3D(nn.Module):
         """What to add to the video tokens of latents (B, f, C, h, w); returns (f * h/p * w/p, C)."""
         cos, sin = token_tables(latents, self.patch_size, self.head_dim, frame_positions)
         features = torch.cat((cos[:, ::2], sin[:, ::2]), dim=-1)  # (S, D)
-        return self.linear(features.to(self.linear.weight.dtype))
+        return self.linear(features.to(latents.dtype))
 
 
 class FixedPositionEmbedding3D(nn.Module):

@@ -22,6 +22,7 @@ from flashvideo.pipelines.memory import (
     MemoryPlan,
     plan_memory,
 )
+from flashvideo.pipelines.quantization import stored_bytes
 from flashvideo.pipelines.workload import Workload
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class DeviceMemory:
         self._gone: set[str] = set()
         self._workload: Workload | None = None
         self._streamed: set[str] = set()
+        self._chunked: set[str] = set()
 
     def prepare(self, workload: Workload) -> MemoryPlan:
         """Makes the plan of a run, unless the current one is for it.
@@ -69,7 +71,9 @@ class DeviceMemory:
         Returns:
             The plan. If none fits, the thriftiest one, with a warning.
         """
-        if self.plan is None or self._workload is None or not self._workload.includes(workload):
+        whole = self._workload
+        is_part = whole is not None and whole != workload and whole.includes(workload)
+        if self.plan is None or not is_part:
             self._workload = workload
             self.plan = self.plan_for(workload)
             logger.info("memory plan:\n%s", self.plan)
@@ -80,7 +84,24 @@ class DeviceMemory:
                     self.plan.peak_bytes / GIB,
                     self.plan.budget_bytes / GIB,
                 )
+            self._check_host(self.plan)
         return self.plan
+
+    def _check_host(self, plan: MemoryPlan) -> None:
+        """Warns if what waits on the host will not fit there."""
+        there = sum(
+            stored_bytes(module)
+            for module in self._components.values()
+            if next(module.parameters()).device.type == HOST.type
+        )
+        needed, free = plan.host_bytes - there, free_bytes(HOST)
+        if self.device.type != HOST.type and needed > free:
+            logger.warning(
+                "about %.1f GiB will wait in the host's memory, of which %.1f GiB are free; a smaller size or fewer "
+                "frames need less",
+                needed / GIB,
+                free / GIB,
+            )
 
     def plan_for(self, workload: Workload) -> MemoryPlan:
         """Returns the fastest plan for a run that fits this device."""
@@ -88,10 +109,9 @@ class DeviceMemory:
         is_host = self.device.type == HOST.type
         if budget is None:
             on_device = sum(
-                tensor.nbytes
+                stored_bytes(module)
                 for module in self._components.values()
-                for tensor in (*module.parameters(), *module.buffers())
-                if tensor.device.type == self.device.type
+                if _is_on(next(module.parameters()), self.device)
             )
             budget = free_bytes(self.device) + on_device
         return plan_memory(
@@ -114,9 +134,8 @@ class DeviceMemory:
             What the work returns.
         """
         while True:
-            measures = self.enter(phase)
             try:
-                return work(measures)
+                return work(self.enter(phase))
             except (RuntimeError, MemoryError) as error:
                 thriftier = self.plan and self.plan.thriftier(phase)
                 if thriftier is None or not is_out_of_memory(error):
@@ -138,42 +157,60 @@ class DeviceMemory:
 
         Returns:
             The measures of the phase; none if no plan was made.
+
+        Raises:
+            ValueError: If the network was given up.
         """
         planned = None if self.plan is None else self.plan.phase(phase)
         measures = Measures() if planned is None else planned.measures
         worker = PHASES[phase]
+        if worker in self._gone:
+            raise ValueError(f"{worker} was given up and is needed again; load the model anew")
         if measures.streamed_weights and worker not in self._streamed:
             self._stream(worker)
         self._place(worker)
         if phase in ("stage1", "stage2"):
             transformer = cast("FlashVideoTransformer3DModel", self._components[worker])
-            if measures.chunk_size is None:
-                transformer.disable_forward_chunking()
-            else:
+            if measures.chunk_size is not None:
                 transformer.enable_forward_chunking(measures.chunk_size)
+                self._chunked.add(worker)
+            elif worker in self._chunked:  # chunks that the user asked for stay
+                transformer.disable_forward_chunking()
+                self._chunked.remove(worker)
         return measures
 
     def _place(self, worker: str) -> None:
-        """Puts every network where the plan wants it while one of them is at work."""
+        """Puts every network where the plan wants it while one of them is at work; what leaves goes first."""
         is_resident = self.plan is not None and self.plan.resident
-        for name, module in self._components.items():
-            if name not in self._streamed and name not in self._gone:
-                target = self.device if is_resident or name == worker else HOST
-                if next(module.parameters()).device.type != target.type:
-                    module.to(target)
+        targets = {
+            name: self.device if is_resident or name == worker else HOST
+            for name in self._components
+            if name not in self._streamed and name not in self._gone
+        }
+        for name in sorted(targets, key=lambda name: targets[name] != HOST):
+            tensors = (*self._components[name].parameters(), *self._components[name].buffers())
+            if any(not _is_on(tensor, targets[name]) for tensor in tensors):
+                self._components[name].to(targets[name])
 
     def give_up(self, name: str) -> None:
         """Frees the weights of a network, if there is one, that will not be needed any more; its config stays."""
         if name not in self._components:
             return
-        self._components[name].to(GONE)
+        module = self._components[name]
+        for part in module.modules():
+            hooks = getattr(part, "_diffusers_hook", None)
+            if hooks is not None:
+                hooks.remove_hook("group_offloading", recurse=False)
+        nn.Module.to(module, GONE)
         self._gone.add(name)
         self.release()
 
     def release(self) -> None:
         """Gives memory that is no longer used back to the device."""
         gc.collect()
-        if self.device.type != HOST.type:
+        if self.device.type == "mps":
+            torch.mps.empty_cache()
+        elif self.device.type != HOST.type:
             torch.accelerator.empty_cache()
 
     def _stream(self, name: str) -> None:
@@ -192,10 +229,17 @@ class DeviceMemory:
         self._streamed.add(name)
 
 
+def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
+    same_index = device.index is None or tensor.device.index == device.index
+    return tensor.device.type == device.type and same_index
+
+
 def free_bytes(device: torch.device) -> int:
     """Returns the memory of a device that nothing else uses; of the host, what processes can still get."""
     if device.type == HOST.type:
         return int(psutil.virtual_memory().available)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     free, _ = torch.accelerator.get_memory_info(device)
     cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return int(free + cached)

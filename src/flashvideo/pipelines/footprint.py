@@ -325,31 +325,33 @@ class Footprint:
         )
 
     @functools.cache  # noqa: B019
-    def decode(self, size: tuple[int, int, int], thrift: str | None) -> Peak:
-        """Decoding a clip of (frames, height, width), with the result elsewhere."""
+    def decode(self, size: tuple[int, int, int], thrift: str | None, batch_size: int = 1) -> Peak:
+        """Decoding B clips of (frames, height, width), with the result elsewhere."""
         num_latent_frames, *latent_size = self._latent_size(size)
         chunks = time_chunks(num_latent_frames, DECODE_LATENT_FRAMES_PER_CHUNK)
-        return self._coding(self._vae.decoder, decode_chunk, self._channels, chunks, latent_size, thrift)
+        return self._coding(
+            self._vae.decoder, decode_chunk, (batch_size, self._channels), chunks, latent_size, thrift
+        )
 
     @functools.cache  # noqa: B019
-    def encode(self, size: tuple[int, int, int], thrift: str | None) -> Peak:
-        """Encoding a clip of (frames, height, width) that lies elsewhere."""
+    def encode(self, size: tuple[int, int, int], thrift: str | None, batch_size: int = 1) -> Peak:
+        """Encoding B clips of (frames, height, width) that lie elsewhere."""
         num_frames, *pixel_size = size
         chunks = time_chunks(num_frames, ENCODE_FRAMES_PER_CHUNK)
-        return self._coding(self._vae.encoder, encode_chunk, 3, chunks, pixel_size, thrift)
+        return self._coding(self._vae.encoder, encode_chunk, (batch_size, 3), chunks, pixel_size, thrift)
 
     def _coding(
         self,
         network: nn.Module,
         by_strips: Callable[[Any, torch.Tensor, Workspace], torch.Tensor],
-        num_channels: int,
+        shape: tuple[int, int],
         chunks: Sequence[slice],
         size: Sequence[int],
         thrift: str | None,
     ) -> Peak:
         """The first two chunks through the VAE; later ones take as much as the second."""
         given = (
-            torch.empty(1, num_channels, chunk.stop - chunk.start, *size, dtype=self.dtype, device="meta")
+            torch.empty(*shape, chunk.stop - chunk.start, *size, dtype=self.dtype, device="meta")
             for chunk in chunks[:2]
         )
         with torch.no_grad(), AllocationTracker() as tracker:

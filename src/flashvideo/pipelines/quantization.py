@@ -36,6 +36,11 @@ def quantize(transformer: FlashVideoTransformer3DModel, weights: str) -> None:
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    if weights != "full" and getattr(transformer, "peft_config", None):
+        raise ValueError(
+            f"Stage I carries a LoRA apart, which weights in {weights} do not bear; "
+            "convert with --lora merge, or keep full weights"
+        )
     if weights == "fp8":
         transformer.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn, compute_dtype=transformer.dtype

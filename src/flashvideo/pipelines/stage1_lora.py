@@ -59,6 +59,10 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
             raise ImportError(
                 "LoRAs need peft, which is not installed; install 'flashvideo[train]'"
             ) from error
+        if getattr(self, "weights", "full") != "full":
+            raise ValueError(
+                f"a LoRA needs full weights, got weights in {self.weights}; load the model with weights='full'"
+            )
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, os.PathLike):
             given = os.fspath(given)

@@ -163,7 +163,8 @@ class FlashVideoPipeline(PreviewSteps):
         check_prompt(prompt)
         check_prompt_prefix(prompt_prefix, has_prompt=True)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        self.prepare_memory(lambda: Workload(batch_size=len(prompts)))
+        if self.text_encoder is not None:
+            self.prepare_memory(lambda: Workload(batch_size=len(prompts)))
         stage1, stage2 = embed_for_stages(self, prompts, prompt_prefix=prompt_prefix)
         assert stage1 is not None
         assert stage2 is not None

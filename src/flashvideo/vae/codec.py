@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import nn
 
 from flashvideo.shapes import check_num_frames, check_size, vae_factors
-from flashvideo.vae.layers import Workspace, decode_chunk, encode_chunk
+from flashvideo.vae.layers import THRIFTS, Workspace, decode_chunk, encode_chunk
 from flashvideo.vae.tiling import Canvas, Tile, Tiling
 
 ENCODE_FRAMES_PER_CHUNK = 16
@@ -188,7 +188,16 @@ def _encode(
         canvas.add(moments if vae.quant_conv is None else vae.quant_conv(moments), start, tile)
 
     tiles = [None] if tiling is None else tiling.tiles(*latent_size)
-    _run(vae, vae.encoder, read, write, time_chunks(num_frames, per_chunk), tiles, thrift)
+    chunks = time_chunks(num_frames, per_chunk)
+    largest = (height, width) if tiling is None else _pixels(tiling.largest_tile(*latent_size), spatial)
+    thrift = _choose_thrift(
+        vae.encoder,
+        thrift,
+        vae.config.block_out_channels[0],
+        largest,
+        [chunk.stop - chunk.start for chunk in chunks],
+    )
+    _run(vae, vae.encoder, read, write, chunks, tiles, thrift)
     return canvas.video
 
 
@@ -222,6 +231,10 @@ def _decode(
 
     tiles = [None] if tiling is None else tiling.tiles(*latent_size)
     chunks = time_chunks(vae_latents.shape[2], per_chunk)
+    largest = _pixels(latent_size if tiling is None else tiling.largest_tile(*latent_size), spatial)
+    lengths = [temporal * (chunk.stop - chunk.start) for chunk in chunks]
+    widest = max(vae.config.block_out_channels[:2])  # what the last level of the decoder begins with
+    thrift = _choose_thrift(vae.decoder, thrift, widest, largest, lengths)
     _run(vae, vae.decoder, read, canvas.add, chunks, tiles, thrift)
     return canvas.video
 
@@ -240,14 +253,6 @@ def _run(
     Tiles come first, because each needs the last frames before all its convolutions from chunk to chunk.
     """
     work = encode_chunk if isinstance(network, CogVideoXEncoder3D) else decode_chunk
-    if thrift is not None and torch.is_grad_enabled():
-        raise ValueError(
-            f"thrift is for work without gradients, got {thrift!r}; call it under torch.no_grad()"
-        )
-    if thrift is not None and _has_hooks(
-        network
-    ):  # strips go by the layers' weights and would not trigger them
-        thrift = None
     for tile in tiles:
         start, last_frames = 0, None
         workspace = None if thrift is None else Workspace(device=vae.device, thrift=thrift)
@@ -258,6 +263,51 @@ def _run(
                 result, last_frames = network(read(chunk, tile), conv_cache=last_frames)
             write(result, start, tile)
             start += result.shape[2]
+
+
+def _choose_thrift(
+    network: CogVideoXEncoder3D | CogVideoXDecoder3D,
+    thrift: str | None,
+    num_channels: int,
+    size: tuple[int, int],
+    chunk_lengths: Sequence[int],
+) -> str | None:
+    """The thrift to use: strips also where the modules themselves fail."""
+    is_too_large = _modules_fail(num_channels, size, chunk_lengths)
+    if thrift is None and not is_too_large:
+        return None
+    if torch.is_grad_enabled():
+        if thrift is not None:
+            raise ValueError(
+                f"thrift is for work without gradients, got {thrift!r}; call it under torch.no_grad()"
+            )
+        return None
+    if _has_hooks(network):  # strips go by the layers' weights and would not trigger them
+        if is_too_large:
+            raise ValueError(
+                f"frames of {size[1]}x{size[0]} need the VAE strip by strip, which hooks on its layers do not allow; "
+                "leave its layers where they are, or pass a tiling"
+            )
+        return None
+    return thrift or THRIFTS[0]
+
+
+def _modules_fail(num_channels: int, size: tuple[int, int], chunk_lengths: Sequence[int]) -> bool:
+    """Whether diffusers' convolutions would split a chunk of full size into pieces that are shorter than their kernels.
+
+    They split time so that no piece holds more than 2^30 values; the last frames of the chunk before come on top.
+    """
+    kernel_size = 3
+    for length in chunk_lengths:
+        num_frames = length + kernel_size - 1
+        num_pieces = num_channels * num_frames * size[0] * size[1] // 2**30 + 1
+        if -(-num_frames // num_pieces) < kernel_size:
+            return True
+    return False
+
+
+def _pixels(latent_size: tuple[int, int], spatial: int) -> tuple[int, int]:
+    return latent_size[0] * spatial, latent_size[1] * spatial
 
 
 def _has_hooks(network: nn.Module) -> bool:

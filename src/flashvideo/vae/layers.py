@@ -18,12 +18,10 @@ Shapes: B clips, C channels, F frames of a chunk, H, W height and width of the l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import psutil
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
     CogVideoXCausalConv3d,
@@ -93,12 +91,9 @@ class Workspace:
             yield slice(height * i // num_strips, height * (i + 1) // num_strips)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, on_host: bool) -> torch.Tensor:
-        if not on_host:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-        # Pinned memory is copied faster, but torch rounds it up to a power of two and keeps it.
-        num_bytes = math.prod(shape) * dtype.itemsize
-        pins = self.device.type == "cuda" and psutil.virtual_memory().available > 4 * num_bytes
-        return torch.empty(shape, dtype=dtype, pin_memory=pins)
+        # Not pinned: torch rounds such memory up to a power of two and keeps it, and asynchronous copies would have to
+        # be waited for.
+        return torch.empty(shape, dtype=dtype, device=HOST if on_host else self.device)
 
 
 class Layer(Protocol):
@@ -123,11 +118,11 @@ class StoredLayer:
 
     def rows(self, rows: slice) -> torch.Tensor:
         """(B, C, F, rows, W), on the device."""
-        return self.values[:, :, :, rows].to(self.workspace.device, non_blocking=True)
+        return self.values[:, :, :, rows].to(self.workspace.device)
 
     def put(self, rows: slice, strip: torch.Tensor) -> None:
         """Replaces some rows."""
-        self.values[:, :, :, rows].copy_(strip, non_blocking=True)
+        self.values[:, :, :, rows].copy_(strip)
 
 
 class EnlargedLayer:
@@ -273,10 +268,10 @@ def _convolve(
             shape = (*strip.shape[:2], num_before, height, strip.shape[4])
             cache = workspace.new_cache(shape, strip.dtype)
         elif not is_first:
-            before = cache[:, :, :, rows.start : bottom].to(strip.device, non_blocking=True)
+            before = cache[:, :, :, rows.start : bottom].to(strip.device)
         strip = torch.cat((before, strip), dim=2)  # (B, C, k - 1 + F, rows, W)
         last = strip[:, :, -num_before:, : rows.stop - rows.start]
-        cache[:, :, :, rows].copy_(last, non_blocking=True)
+        cache[:, :, :, rows].copy_(last)
         top = rows.start
         if above is not None:
             top -= above.shape[3]
@@ -334,7 +329,9 @@ class _Normalisation:
             [_moments(x.rows(rows), norm.num_groups) for rows in x.workspace.strips(x.shape, x.dtype)]
         )
         mean, variance = (
-            values.float().repeat_interleave(num_channels // norm.num_groups, dim=1).flatten()
+            values.to(device, torch.float32)
+            .repeat_interleave(num_channels // norm.num_groups, dim=1)
+            .flatten()
             for values in statistics
         )
         return cls(
@@ -365,7 +362,8 @@ def _moments(strip: torch.Tensor, num_groups: int) -> Moments:
     """Of the groups of (B, C, F, rows, W)."""
     flat = strip.float().reshape(len(strip), num_groups, -1)
     variance, mean = torch.var_mean(flat, dim=-1, correction=0)
-    return flat.shape[-1], mean.double(), variance.double()
+    exact = HOST if strip.device.type == "mps" else strip.device  # which has no float64
+    return flat.shape[-1], mean.to(exact, torch.float64), variance.to(exact, torch.float64)
 
 
 def pool_moments(parts: list[Moments]) -> Moments:
@@ -403,12 +401,12 @@ def _downsample(module: CogVideoXDownsample3D, x: StoredLayer) -> StoredLayer:
         starts = [(0, 1)] * first + [(t, 2) for t in range(first, num_frames, 2)]
     result: StoredLayer | None = None
     for position, (t, count) in enumerate(starts):
-        frames = x.values[:, :, t : t + count].to(workspace.device, non_blocking=True)
+        frames = x.values[:, :, t : t + count].to(workspace.device)
         frame = frames[:, :, 0] if count == 1 else (frames[:, :, 0] + frames[:, :, 1]) / 2
         frame = module.conv(F.pad(frame, (0, 1, 0, 1)))  # (B, C', H / 2, W / 2)
         if result is None:
             shape = (*frame.shape[:2], len(starts), *frame.shape[2:])
             result = StoredLayer(workspace.new_layer(shape, frame.dtype), workspace)
-        result.values[:, :, position].copy_(frame, non_blocking=True)
+        result.values[:, :, position].copy_(frame)
     assert result is not None
     return result
