@@ -236,3 +236,53 @@ def test_the_tracker_counts_what_is_alive_at_once():
         z = x.view(10, 100) * 2  # a view is no allocation
         z += 1  # nor is work in place
     assert tracker.peak_bytes == 4000
+
+
+def test_switches_of_the_two_stage_pipeline_reach_its_stages(pipeline, seeded):
+    pipeline.enable_sequential_guidance()
+    pipeline.enable_vae_strips("caches")
+    thrifts = []
+    pipeline.stage1.run_phase("stage1_decode", lambda measures: thrifts.append(measures.thrift))
+    assert thrifts == ["caches"]
+    assert pipeline.stage1._sequential_guidance
+    pipeline.disable_vae_strips()
+    pipeline.disable_sequential_guidance()
+    assert not pipeline.stage2._sequential_guidance
+
+
+def test_chunks_that_the_user_asked_for_stay(planned, seeded):
+    planned.stage2_transformer.enable_forward_chunking(7)
+    run(planned, seeded)
+    assert planned.stage2_transformer.chunk_size == 7
+
+
+def test_a_network_that_was_given_up_is_missed_in_one_sentence(planned, seeded):
+    planned.give_up("stage1_transformer")
+    with pytest.raises(ValueError, match="stage1_transformer was given up and is needed again"):
+        run(planned, seeded)
+
+
+def test_a_move_that_runs_out_of_memory_is_made_again(pipeline):
+    networks = {name: getattr(pipeline, name) for name in ("stage1_transformer", "vae")}
+    memory = DeviceMemory(networks, Footprint(ModelConfigs.of(pipeline), torch.float32), torch.device("meta"))
+    part = next(iter(pipeline.vae.parameters()))
+    part.data = part.data.to("meta")  # as if a move had stopped after its first tensor
+    memory.enter("stage1_decode")
+    assert all(parameter.is_meta for parameter in pipeline.vae.parameters())
+
+
+def test_impossible_plans_are_errors(pipeline):
+    with pytest.raises(ValueError, match="budget_bytes must be positive, got -5"):
+        pipeline.enable_memory_plans("cpu", budget_bytes=-5)
+    with pytest.raises(ValueError, match="weights must be one of"):
+        pipeline.enable_memory_plans("cpu", weights="int4")
+    with pytest.raises(ValueError, match="device must be one of"):
+        pipeline.enable_memory_plans("cuda:99")
+
+
+def test_clips_at_once_are_counted(released):
+    one, four = (
+        plan_memory(released, Workload(preview=(49, 272, 480), text=False, batch_size=n), 80 * GIB)
+        for n in (1, 4)
+    )
+    assert four.phase("stage1_decode").work_bytes > 3 * one.phase("stage1_decode").work_bytes

@@ -241,7 +241,7 @@ def test_a_change_of_shape_is_logged(stage2, caplog):
         assert not caplog.records
         complete_settings((16, 24), preset=stage2.preset, vae=stage2.vae, height=32, width=32)
     assert [record.message for record in caplog.records] == [
-        "the video changes its shape, from 16x24 to 32x32: it is stretched"
+        "the video changes its shape, from 24x16 to 32x32: it is stretched"
     ]
 
 

@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> Result:
     check_input(arguments.input)
     check_output(arguments.output)
     check_distinct([arguments.output], [arguments.input])
+    if arguments.guidance is not None and arguments.prompt is None:
+        raise UsageError("--guidance is towards a prompt; add --prompt TEXT")
     if arguments.motion_prefix is not None and arguments.prompt is None:
         raise UsageError("--motion-prefix goes before a prompt; add --prompt TEXT")
     if arguments.text_cache is not None:

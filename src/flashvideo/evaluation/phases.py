@@ -64,12 +64,12 @@ class Meter:
         self._memory, self._run = memory, memory.run
         memory.run = self.run  # type: ignore[method-assign]
 
-    def run(self, phase: str, work: Callable[[Measures], T]) -> T:
+    def run(self, phase: str, work: Callable[[Measures], T], own: Measures | None = None) -> T:
         """Does the work of a phase and notes what it takes; bringing networks to the device counts."""
         device = self._memory.device
         _reset_peak(device)
         started = time.perf_counter()
-        result = self._run(phase, work)
+        result = self._run(phase, work, own)
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         taken = self.taken.setdefault(phase, Taken())

@@ -12,6 +12,7 @@ from flashvideo.flow import guided_velocity
 from flashvideo.pipelines.inputs import read_preset
 from flashvideo.presets import Preset
 from flashvideo.text import encode_prompts, unconditional_like
+from flashvideo.vae.layers import THRIFTS
 
 if TYPE_CHECKING:
     from flashvideo.pipelines.device_memory import DeviceMemory
@@ -31,6 +32,34 @@ class PlannedPipeline(DiffusionPipeline):
 
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
     _memory: DeviceMemory | None = None
+    _sequential_guidance = False
+    _thrift: str | None = None
+
+    def enable_sequential_guidance(self) -> None:
+        """Evaluates the two branches of guidance one after another: half of the memory, and the same result."""
+        self._sequential_guidance = True
+
+    def disable_sequential_guidance(self) -> None:
+        """Evaluates the two branches of guidance in one batch again."""
+        self._sequential_guidance = False
+
+    def enable_vae_strips(self, thrift: str = "strips") -> None:
+        """Lets the VAE work strip by strip: the same result up to rounding, in a third of the memory or less.
+
+        Args:
+            thrift: `"strips"`, `"caches"` or `"layers"`, see `flashvideo.vae.layers.Workspace`.
+
+        Raises:
+            ValueError: If it is none of them.
+        """
+        if thrift not in THRIFTS:
+            raise ValueError(f"thrift must be one of {', '.join(THRIFTS)}, got {thrift!r}")
+        self._thrift = thrift
+
+    def disable_vae_strips(self) -> None:
+        """Lets the VAE work by its own modules again."""
+        self._thrift = None
+
     _interrupt = False
 
     @property
@@ -67,7 +96,8 @@ class PlannedPipeline(DiffusionPipeline):
         """
         from flashvideo.pipelines.memory import Measures
 
-        return work(Measures()) if self._memory is None else self._memory.run(phase, work)
+        own = Measures(thrift=self._thrift)
+        return work(own) if self._memory is None else self._memory.run(phase, work, own)
 
     def prepare_memory(self, workload: Callable[[], Workload]) -> None:
         """Makes the memory plan of a run, if there are to be plans; `workload` says what it is asked for."""
@@ -98,7 +128,6 @@ class StagePipeline(PlannedPipeline):
         super().__init__()
         self.register_modules(**components)
         self.register_to_config(preset=read_preset(preset).to_dict())
-        self._sequential_guidance = False
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: torch.Tensor | None = None
@@ -117,14 +146,6 @@ class StagePipeline(PlannedPipeline):
     def current_timestep(self) -> torch.Tensor | None:
         """Timestep of the current step, None between runs."""
         return self._current_timestep
-
-    def enable_sequential_guidance(self) -> None:
-        """Evaluates the two branches of guidance one after another: half of the memory, and the same result."""
-        self._sequential_guidance = True
-
-    def disable_sequential_guidance(self) -> None:
-        """Evaluates the two branches of guidance in one batch again."""
-        self._sequential_guidance = False
 
     def end_step(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 from collections.abc import Callable, Mapping
@@ -123,19 +124,23 @@ class DeviceMemory:
             reserve_bytes=host_reserve(workload) if is_host else DEVICE_RESERVE_BYTES,
         )
 
-    def run(self, phase: str, work: Callable[[Measures], T]) -> T:
+    def run(self, phase: str, work: Callable[[Measures], T], own: Measures | None = None) -> T:
         """Does the work of a phase, with the network where it is needed; if the memory runs out, more thriftily.
 
         Args:
             phase: A key of `PHASES`.
             work: Does it, with the plan's measures; may be called again.
+            own: Measures that the user asked for, and that are taken where the plan has none.
 
         Returns:
             What the work returns.
         """
         while True:
             try:
-                return work(self.enter(phase))
+                measures = self.enter(phase)
+                if measures.thrift is None and own is not None:
+                    measures = dataclasses.replace(measures, thrift=own.thrift)
+                return work(measures)
             except (RuntimeError, MemoryError) as error:
                 thriftier = self.plan and self.plan.thriftier(phase)
                 if thriftier is None or not is_out_of_memory(error):

@@ -23,9 +23,9 @@ from flashvideo.pipelines.cogvideox import (
     preset_with_stage1,
     stage1_components,
 )
+from flashvideo.pipelines.devices import choose_device
 from flashvideo.pipelines.folders import model_folder
 from flashvideo.pipelines.hub import PIPELINES, check_pipeline
-from flashvideo.pipelines.quantization import quantize
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.presets import NANO
@@ -91,9 +91,6 @@ def load_pipeline(
         pipeline = _load_with_stage1(folder, stage1, chosen_dtype, **without)
     else:
         pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=chosen_dtype, **without)
-    for transformer in (pipeline.stage1_transformer, pipeline.stage2_transformer):
-        if transformer is not None:
-            quantize(transformer, weights)
     budget_bytes = None if vram is None else int(vram * 2**30)
     pipeline.enable_memory_plans(chosen_device, budget_bytes=budget_bytes, weights=weights)
     return pipeline
@@ -146,33 +143,6 @@ def _load_with_stage1(
     preset = preset_with_stage1(pipeline.preset, cogvideox_preset(other))
     pipeline.register_to_config(preset=preset.to_dict())
     return pipeline
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """Returns the device that was asked for, or for `"auto"` the first of cuda, mps and cpu that this machine has.
-
-    Raises:
-        ValueError: If torch does not know the device, or this machine does not have it.
-    """
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if device == "auto":
-        return torch.device(available[0])
-    expected = "'auto', " + ", ".join(repr(name) for name in available)
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be one of {expected}, got {device!r}") from error
-    if chosen.type == "cuda" and chosen.type in available:
-        in_range = chosen.index is None or chosen.index < torch.cuda.device_count()
-    else:
-        in_range = chosen.type in available
-    if not in_range:
-        raise ValueError(f"device must be one of {expected}, got {str(device)!r}, which this machine lacks")
-    return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> torch.dtype:

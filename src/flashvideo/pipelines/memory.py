@@ -197,7 +197,12 @@ class MemoryPlan:
             for phase in self.phases
         ]
         lines = [f"{name:14}{a:>10}{b:>10}{c:>10}{d:>10}  {text}" for name, a, b, c, d, text in rows]
-        return "\n".join([*lines, f"peak {_gib(self.peak_bytes)} of {_gib(self.budget_bytes)}; {where}"])
+        last = f"peak {_gib(self.peak_bytes)} of {_gib(self.budget_bytes)}"
+        if self.reserve_bytes:
+            last += f", {_gib(self.reserve_bytes)} of it for what is not torch's"
+        if self.host_bytes:
+            last += f"; up to {_gib(self.host_bytes)} wait on the host"
+        return "\n".join([*lines, f"{last}; {where}"])
 
 
 def plan_memory(

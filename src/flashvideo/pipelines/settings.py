@@ -186,9 +186,13 @@ def _tiling_of(vae: AutoencoderKLCogVideoX, height: int, width: int) -> Tiling |
 def _log_stretch(before: tuple[int, int], after: tuple[int, int]) -> None:
     # Both sides rounded to even numbers, each by a pixel at most, change the shape by no more than this.
     if abs(after[0] * before[1] - after[1] * before[0]) > sum(before):
-        logger.warning("the video changes its shape, from %dx%d to %dx%d: it is stretched", *before, *after)
+        logger.warning(
+            "the video changes its shape, from %dx%d to %dx%d: it is stretched", *before[::-1], *after[::-1]
+        )
 
 
 def _log_shrinkage(before: tuple[int, int], after: tuple[int, int]) -> None:
     if after[0] < before[0] or after[1] < before[1]:
-        logger.warning("the video shrinks, from %dx%d to %dx%d: what it shows is lost", *before, *after)
+        logger.warning(
+            "the video shrinks, from %dx%d to %dx%d: what it shows is lost", *before[::-1], *after[::-1]
+        )

@@ -134,6 +134,7 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         )
         pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         pipeline._memory = self._memory
+        pipeline._sequential_guidance, pipeline._thrift = self._sequential_guidance, self._thrift
         return pipeline
 
     def check_has_stage2(self) -> None:
@@ -221,20 +222,39 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         Args:
             device: Where networks work.
             budget_bytes: Memory of the device that may be used; what is free at the start of a run if None.
-            weights: How the transformers' weights are stored, see `flashvideo.pipelines.quantization`.
+            weights: How to store the transformers' weights, see `flashvideo.pipelines.quantization`.
+
+        Raises:
+            ValueError: If the budget is not positive, there are no such weights, or this machine lacks the device.
+            ImportError: If weights need torchao and it is not installed.
         """
         from flashvideo.pipelines.device_memory import DeviceMemory
+        from flashvideo.pipelines.devices import choose_device
         from flashvideo.pipelines.footprint import Footprint, ModelConfigs
         from flashvideo.pipelines.memory import PHASES
+        from flashvideo.pipelines.quantization import quantize
 
+        if budget_bytes is not None and budget_bytes <= 0:
+            raise ValueError(f"budget_bytes must be positive, got {budget_bytes}; None is all that is free")
+        if self.weights not in ("full", weights):
+            raise ValueError(f"weights are in {self.weights} already, got {weights}; load the model anew")
+        device = choose_device(device)
+        if weights != self.weights:
+            for transformer in (self.stage1_transformer, self.stage2_transformer):
+                if transformer is not None:
+                    quantize(transformer, weights)
         networks = {name: getattr(self, name) for name in dict.fromkeys(PHASES.values())}
         self.weights = weights
         self._memory = DeviceMemory(
             {name: network for name, network in networks.items() if network is not None},
             Footprint(ModelConfigs.of(self), self.stage1_transformer.dtype, weights=weights),
-            torch.device(device),
+            device,
             budget_bytes=budget_bytes,
         )
+
+    def disable_memory_plans(self) -> None:
+        """Plans no more; networks stay where they are, to be moved by `to`."""
+        self._memory = None
 
     def give_up(self, name: str) -> None:
         """Frees the weights of a network that will not be needed any more, where memory is planned.
