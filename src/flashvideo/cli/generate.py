@@ -190,7 +190,7 @@ def check_combination(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is None:
         raise UsageError("generate needs -o OUT for the video")
-    for name in ("preview", "preview_only", "previews", "frames", "portrait", "loras", "stage1"):
+    for name in ("preview", "preview_only", "previews", "frames", "portrait", "loras"):
         if getattr(arguments, name):
             option = "--" + name.replace("_", "-").removesuffix("s" if name == "loras" else "")
             raise UsageError(
