@@ -115,6 +115,7 @@ def test_the_report_names_parts_and_what_was_left_out(released, tmp_path):
     assert "never used" in report.dropped["stage1_transformer"][UNUSED]
     assert report.num_dropped == 2
     assert "no text encoder" in report.notes[0]
+    assert report.notes[1].endswith("2 layers of 2 heads, which should be all of them")
 
 
 def test_a_pipeline_without_a_text_encoder_says_so_when_it_gets_a_prompt(released, tmp_path):
@@ -274,7 +275,7 @@ def test_a_t5_becomes_the_text_encoder(released, text_folder, tmp_path, kind):
     ids = pipeline.tokenizer("a red circle", return_tensors="pt").input_ids
     with torch.no_grad():
         assert pipeline.text_encoder(ids)[0].equal(model.eval().get_encoder()(ids)[0])
-    assert not report.notes
+    assert not any("text encoder" in note for note in report.notes)
     dropped = report.dropped.get("text_encoder", {})
     assert any("decoder" in key for key in dropped) == kind.get("whole", False)
 
@@ -457,6 +458,20 @@ def test_of_very_many_problems_the_first_are_named_and_the_rest_counted(released
             tmp_path / "model",
         )
     assert str(error.value).count("unknown") == 20
+
+
+def test_a_lost_last_layer_is_noticed_at_the_released_width(released, tmp_path, monkeypatch):
+    toy = {"num_attention_heads": 2, "attention_head_dim": 64, "num_layers": 2}
+    monkeypatch.setattr(released_module, "RELEASED_STAGE1_TRANSFORMER", toy)
+    monkeypatch.setattr(released_module, "RELEASED_STAGE2_TRANSFORMER", toy)
+
+    def lose_layer(state):
+        places = ("layers.1.", "adaLN_modulations.1.", "_list.1.")
+        for key in [key for key in state if any(place in key for place in places)]:
+            del state[key]
+
+    with pytest.raises(ValueError, match=r"stage2\.pt: it has 1 layers of 2 heads, expected 2 as released"):
+        convert_released(released({"stage2.pt": lose_layer}), tmp_path / "model")
 
 
 def test_interchanged_stages_are_noticed(released, tmp_path):
