@@ -231,6 +231,32 @@ def test_a_folder_that_is_not_whole_cannot_be_exported(released, tmp_path, file,
     assert left(tmp_path) == ["model", "released"]
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (STAGE2, lambda w: w.pop(Q), rf"stage2_transformer is not a whole Flash.*: missing {Q}$"),
+        ("vae/" + STAGE2.split("/")[1], lambda w: w.pop("decoder.conv_in.conv.bias"), r"missing decoder"),
+        (
+            "text_encoder/model.safetensors",
+            lambda w: w.pop("encoder.final_layer_norm.weight"),
+            r"text_encoder: .*missing encoder\.final_layer_norm\.weight$",
+        ),
+    ],
+)
+def test_a_folder_that_lost_a_weight_does_not_load(released, text_folder, tmp_path, file, change, message):
+    convert_released(released(), tmp_path / "model", text_encoder=text_folder()[0])
+    rewrite(tmp_path / "model" / file, change)
+    with pytest.raises(ValueError, match=message):
+        FlashVideoPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_what_is_not_loaded_may_have_lost_a_weight(released, tmp_path):
+    convert_released(released(), tmp_path / "model")
+    rewrite(tmp_path / "model" / STAGE2, lambda w: w.pop(Q))
+    pipeline = FlashVideoPipeline.from_pretrained(tmp_path / "model", stage2_transformer=None)
+    assert pipeline.stage2_transformer is None
+
+
 def test_a_lora_of_another_alpha_cannot_be_exported(released, tmp_path):
     convert_released(released(), tmp_path / "model", lora="keep")
     path = tmp_path / "model" / "stage1_lora" / "adapter_config.json"

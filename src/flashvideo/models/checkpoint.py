@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,6 +82,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.specs)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small file of a model, an index or a config.
+
+    Raises:
+        ValueError: If it is not there, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there; download or convert the model again") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); download or convert the model again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {content!r:.80}; download the model again")
+    return content
 
 
 def weight_files(folder: Path, *names: str) -> tuple[Path, ...]:

@@ -1,12 +1,11 @@
 """T5 text encoders: from a local folder of a whole T5, or of a CogVideoX model, to the encoder alone."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import T5Config, T5EncoderModel
 
-from flashvideo.models.checkpoint import Checkpoint, weight_files
+from flashvideo.models.checkpoint import Checkpoint, read_json, weight_files
 from flashvideo.models.convert import Plan
 from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
 from flashvideo.models.strictness import misfits, raise_if, split_dropped
@@ -62,11 +61,7 @@ def load_text_config(folder: Path) -> T5Config:
         ValueError: If it is that of another model, or cannot be read.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is not a model's config; download it again") from None
+    kind = read_json(path).get("model_type")
     if kind != "t5":
         raise ValueError(f"{path} describes a model of type {kind!r}, expected 't5'")
     config = T5Config.from_pretrained(folder)

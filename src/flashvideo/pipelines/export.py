@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from flashvideo.models.checkpoint import Checkpoint, weight_files
+from flashvideo.models.checkpoint import weight_files
 from flashvideo.models.convert import RELEASED_LORA_ALPHA, plan_transformer
 from flashvideo.models.convert_back import check_all_used, plan_reference_transformer, plan_reference_vae
-from flashvideo.models.lora import ADAPTER_FILE, PEFT_PREFIX, read_adapter_alpha
+from flashvideo.models.lora import ADAPTER_FILE, read_adapter_alpha
 from flashvideo.models.recipe import build_specs
 from flashvideo.models.shards import write_torch_file
-from flashvideo.models.strictness import misfits, raise_if
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
 from flashvideo.pipelines.released import (
-    DIFFUSERS_STEM,
     STAGE1_FILE,
     STAGE2_FILE,
     VAE_FILE,
@@ -28,6 +24,7 @@ from flashvideo.pipelines.released import (
     Part,
     Progress,
 )
+from flashvideo.pipelines.whole_weights import open_whole
 
 # What a state dict lies under in each of the files.
 _ROOTS = {STAGE1_FILE: "module", STAGE2_FILE: "module", VAE_FILE: "state_dict"}
@@ -95,7 +92,7 @@ def _lora_folder(folder: Path) -> Path | None:
 
 def _transformer(folder: Path, name: str, lora: Path | None) -> Part:
     adapter = () if lora is None else weight_files(lora, ADAPTER_FILE)
-    sources = _open(folder, FlashVideoTransformer3DModel, *adapter)
+    sources = open_whole(folder, FlashVideoTransformer3DModel, *adapter)
     recipes = plan_reference_transformer(sources.specs)
     check_all_used(recipes, sources.specs, str(folder))
     specs = build_specs(recipes, sources.specs)
@@ -104,18 +101,8 @@ def _transformer(folder: Path, name: str, lora: Path | None) -> Part:
 
 
 def _vae(folder: Path) -> Part:
-    sources = _open(folder, AutoencoderKLCogVideoX)
+    sources = open_whole(folder, AutoencoderKLCogVideoX)
     recipes = plan_reference_vae(sources.specs)
     check_all_used(recipes, sources.specs, str(folder))
     specs = build_specs(recipes, sources.specs)
     return Part(name=VAE_FILE, sources=sources, recipes=recipes, specs=specs, dropped={})
-
-
-def _open(folder: Path, cls: Any, *adapter: Path) -> Checkpoint:
-    """Open a model's weights, with those of an adapter, and check them against the model's config."""
-    sources = Checkpoint(*weight_files(folder, f"{DIFFUSERS_STEM}.safetensors"), *adapter)
-    with torch.device("meta"):
-        model = cls.from_config(cls.load_config(folder))
-    own = {name: tensor for name, tensor in sources.specs.items() if not name.startswith(PEFT_PREFIX)}
-    raise_if(misfits(own, model.state_dict()), f"{folder} is not a whole {cls.__name__}")
-    return sources

@@ -22,6 +22,7 @@ from flashvideo.pipelines.sizes import enlarged_size, final_size, preview_size
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
+from flashvideo.pipelines.whole_weights import check_whole
 from flashvideo.shapes import vae_factors
 
 StageT = TypeVar("StageT", bound=StagePipeline)
@@ -79,6 +80,8 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         if check_pipeline(folder, str(given)) != cls.__name__:
             components = {name: value for name, value in kwargs.items() if not name.endswith("dtype")}
             return cls(**cogvideox_components(folder, dtype=dtype) | components)
+        if kwargs.get("variant") is None:  # those lie under other names, which diffusers knows
+            check_whole(folder, given=kwargs)
         pipeline: Self = super().from_pretrained(folder, **kwargs)
         missing = pipeline.config.stage1_lora is not None and not pipeline.has_lora
         if missing and pipeline.stage1_transformer is not None:
