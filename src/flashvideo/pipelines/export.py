@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from diffusers import AutoencoderKLCogVideoX
 
-from flashvideo.models.checkpoint import weight_files
+from flashvideo.models.checkpoint import read_json, weight_files
 from flashvideo.models.convert import RELEASED_LORA_ALPHA, plan_transformer
 from flashvideo.models.convert_back import check_all_used, plan_reference_transformer, plan_reference_vae
-from flashvideo.models.lora import ADAPTER_FILE, read_adapter_alpha
+from flashvideo.models.lora import ADAPTER_FILE, adapter_folder, read_adapter_alpha
 from flashvideo.models.recipe import build_specs
 from flashvideo.models.shards import write_torch_file
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
@@ -74,15 +73,12 @@ def export_released(
 def _lora_folder(folder: Path) -> Path | None:
     """The folder of a LoRA that the model keeps apart."""
     index = folder / "model_index.json"
-    try:
-        name = json.loads(index.read_text(encoding="utf-8")).get("stage1_lora")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not the folder of a model, it has no model_index.json") from None
-    except (ValueError, AttributeError):
-        raise ValueError(f"{index} cannot be read; convert or download the model again") from None
+    if not index.is_file():
+        raise ValueError(f"{folder} is not the folder of a model, it has no model_index.json")
+    name = read_json(index).get("stage1_lora")
     if name is None:
         return None
-    lora = folder / name
+    lora = adapter_folder(folder, name)
     if (alpha := read_adapter_alpha(lora)) != RELEASED_LORA_ALPHA:
         raise ValueError(
             f"the LoRA in {lora} has alpha {alpha:g}, the reference knows {RELEASED_LORA_ALPHA:g} only; merge it first"

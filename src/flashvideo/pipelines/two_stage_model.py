@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 
-from flashvideo.models.lora import ADAPTER_NAME, load_adapter
+from flashvideo.models.lora import ADAPTER_NAME, adapter_folder, load_adapter
 from flashvideo.pipelines.base import PlannedPipeline, StagePipeline
 from flashvideo.pipelines.cogvideox import cogvideox_components
 from flashvideo.pipelines.folders import model_folder
@@ -85,7 +85,7 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         pipeline: Self = super().from_pretrained(folder, **kwargs)
         missing = pipeline.config.stage1_lora is not None and not pipeline.has_lora
         if missing and pipeline.stage1_transformer is not None:
-            load_adapter(pipeline.stage1_transformer, folder / pipeline.config.stage1_lora)
+            load_adapter(pipeline.stage1_transformer, adapter_folder(folder, pipeline.config.stage1_lora))
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
