@@ -311,9 +311,43 @@ def test_options_of_the_hub_are_refused_for_a_folder(tmp_path):
         model_folder(tmp_path, revision="v1")
 
 
-def test_options_of_diffusers_own_downloads_name_the_variable_that_counts(hub):
-    with pytest.raises(ValueError, match="token is not taken here, got 'secret'; set HF_TOKEN instead"):
-        FlashVideoPipeline.from_pretrained(RELEASED_REPOSITORY, token="secret")
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ({"token": "secret"}, "set HF_TOKEN"),
+        ({"force_download": True}, "delete the repository's folder"),
+        ({"proxies": {"https": "secret"}}, "set HTTPS_PROXY"),
+        ({"local_files_only": True}, "set HF_HUB_OFFLINE=1"),
+    ],
+)
+def test_options_of_diffusers_own_downloads_name_what_counts_and_no_secret(hub, option, instead):
+    with pytest.raises(ValueError, match=f"is not taken for a model of the hub; {instead}") as error:
+        FlashVideoPipeline.from_pretrained(RELEASED_REPOSITORY, **option)
+    assert "secret" not in str(error.value)
+
+
+def test_what_is_on_this_machine_loads_with_local_files_only(toy_pipeline, tmp_path, monkeypatch):
+    toy_pipeline(["a"]).save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for model in ("nano", "~/mine"):
+        assert FlashVideoPipeline.from_pretrained(model, local_files_only=True).preset
+
+
+class OwnPipeline(FlashVideoPipeline):
+    """Somebody's own."""
+
+
+def test_a_subclass_loads_what_it_saved_and_what_others_saved(toy_pipeline, tmp_path, hub):
+    toy_pipeline(["a"]).save_pretrained(tmp_path / "ours")
+    own = OwnPipeline.from_pretrained(tmp_path / "ours")
+    assert type(own) is OwnPipeline
+    own.save_pretrained(tmp_path / "theirs")
+    assert type(OwnPipeline.from_pretrained(tmp_path / "theirs")) is OwnPipeline
+    files = {
+        str(p.relative_to(tmp_path / "theirs")): p.read_bytes() for p in (tmp_path / "theirs").rglob("*.*")
+    }
+    hub.repositories["me/own"] = type(hub.repositories[RELEASED_REPOSITORY])(files)
+    assert type(OwnPipeline.from_pretrained("me/own")) is OwnPipeline
 
 
 def test_a_part_of_the_release_in_another_programs_cache_is_not_taken_for_all_of_it(hub, monkeypatch):

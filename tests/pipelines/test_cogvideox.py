@@ -124,6 +124,28 @@ def test_the_same_weights_in_bfloat16_are_the_same(cogvideox_folder, model, capl
     assert "may come out wrong" not in caplog.text
 
 
+def test_components_that_are_given_are_not_loaded(cogvideox_folder):
+    folder = cogvideox_folder(rotary=True)
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    pipeline = FlashVideoPipeline.from_pretrained(
+        folder, text_encoder=None, dtype=torch.bfloat16, low_cpu_mem_usage=True, force_download=False
+    )
+    assert pipeline.text_encoder is None and pipeline.tokenizer is not None
+    assert pipeline.stage1_transformer.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"device_map": "balanced"}, "device_map is not taken for a CogVideoX model"),
+        ({"dtype": {"vae": torch.float16}}, r"dtype must be one torch\.dtype for a CogVideoX model"),
+    ],
+)
+def test_other_ways_to_load_are_refused(cogvideox_folder, option, message):
+    with pytest.raises(ValueError, match=message):
+        FlashVideoPipeline.from_pretrained(cogvideox_folder(rotary=True), **option)
+
+
 def test_a_stage_1_for_a_model_without_stage_2_is_refused(cogvideox_folder, model):
     folder = cogvideox_folder(rotary=True)
     for one, other in ((folder, folder), (model, model)):

@@ -22,6 +22,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tqdm import tqdm
 
+from flashvideo.models.checkpoint import read_json
 from flashvideo.pipelines.cache import CACHE_VARIABLE, INDEX, cache_folder, file_name, make_once
 from flashvideo.pipelines.hub_errors import HubUnreachableError, check_free_space, explained, writing
 from flashvideo.presets import RELEASED_FILES, TEXT_ENCODER_REPOSITORY
@@ -37,8 +38,15 @@ PIPELINES = ("FlashVideoPipeline", "CogVideoXPipeline")
 TEXT_FOLDERS = ("text_encoder", "tokenizer")
 """Folders of a pipeline's text encoder; a repository of a T5 alone has everything at its top."""
 
-# What diffusers takes as an argument and `huggingface_hub` from the environment.
-_VARIABLES = {"cache_dir": "HF_HOME", "token": "HF_TOKEN", "local_files_only": "HF_HUB_OFFLINE=1"}
+# What diffusers takes as an argument and `huggingface_hub` otherwise.
+_INSTEAD = {
+    "cache_dir": "set HF_HOME",
+    "token": "set HF_TOKEN",
+    "use_auth_token": "set HF_TOKEN",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "force_download": "delete the repository's folder in the cache of huggingface_hub",
+    "proxies": "set HTTPS_PROXY",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a pipeline or a text encoder is loaded from; the same weights in other formats are left where they are.
 _LOADED = re.compile(r".*\.(json|safetensors|model|txt)")
@@ -65,6 +73,7 @@ def fetch_model(
     revision: str | None = None,
     text_encoder: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    pipeline: str | None = None,
 ) -> Path:
     """Makes a repository's model a folder on this machine.
 
@@ -73,6 +82,7 @@ def fetch_model(
         revision: Branch, tag or commit; the newest if None.
         text_encoder: Repository or folder of the text encoder, for released checkpoints; the presets' if None.
         dtype: Dtype to convert released checkpoints to; as they are if None.
+        pipeline: A pipeline's class that is taken besides `PIPELINES`.
 
     Returns:
         The folder, which holds a `model_index.json`.
@@ -84,7 +94,7 @@ def fetch_model(
     if INDEX in listing.files:
         if text_encoder is not None:
             raise ValueError(f"text_encoder is for released checkpoints, but {repo} has its own; drop it")
-        check_pipeline(download(listing, [INDEX]), repo)
+        check_pipeline(download(listing, [INDEX]), repo, pipeline)
         return download(listing, [name for name in listing.files if _LOADED.fullmatch(name)])
     missing = [name for name in RELEASED_FILES if name not in listing.files]
     if missing:
@@ -95,21 +105,22 @@ def fetch_model(
     return _converted(listing, text_encoder or TEXT_ENCODER_REPOSITORY, dtype)
 
 
-def check_pipeline(folder: Path, name: str | Path) -> str:
+def check_pipeline(folder: Path, name: str | Path, pipeline: str | None = None) -> str:
     """Checks that a folder's `model_index.json` is of a pipeline that can be loaded.
 
     Args:
         folder: The folder.
         name: How the user called it.
+        pipeline: A class that is taken besides `PIPELINES`.
 
     Returns:
         The pipeline's class name.
 
     Raises:
-        ValueError: If it is of another pipeline.
+        ValueError: If it is of another pipeline, or the file cannot be read.
     """
-    found = json.loads((folder / INDEX).read_text()).get("_class_name")
-    if found not in PIPELINES:
+    found = read_json(folder / INDEX).get("_class_name")
+    if found not in (*PIPELINES, pipeline) or found is None:
         raise ValueError(f"{name} must be a model of {' or '.join(PIPELINES)}, got one of {found}")
     return str(found)
 
@@ -120,9 +131,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If one is given.
     """
-    for name, variable in _VARIABLES.items():
-        if options.get(name):
-            raise ValueError(f"{name} is not taken here, got {options[name]!r}; set {variable} instead")
+    for name, instead in _INSTEAD.items():
+        if options.get(name):  # the value may be a secret
+            raise ValueError(f"{name} is not taken for a model of the hub; {instead} instead")
 
 
 def look_up(repo: str, revision: str | None = None) -> Listing:
