@@ -78,6 +78,35 @@ def test_without_the_network_what_is_here_is_used(hub, dead_url, monkeypatch):
     assert fetch(revision="v1") == folder
 
 
+def test_a_complete_model_loads_from_a_cache_that_cannot_be_written(hub, caplog):
+    caplog.set_level("INFO", logger="flashvideo")
+    folder = fetch()
+    shutil.rmtree(cache_folder() / "listings")
+    (cache_folder() / "listings").write_text("in the way")
+    assert fetch() == folder
+    assert "is not remembered" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"repo": 1}', '{"repo": "a/b", "commit": "c", "files": 0}'])
+def test_a_listing_that_cannot_be_read_counts_as_not_there(hub, text):
+    commit = hub.repositories[RELEASED_REPOSITORY].commit
+    look_up(RELEASED_REPOSITORY, commit)
+    (listing,) = (cache_folder() / "listings").iterdir()
+    listing.write_text(text)
+    assert "stage1.pt" in look_up(RELEASED_REPOSITORY, commit).files
+    assert json.loads(listing.read_text())["commit"] == commit
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(hub, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLASHVIDEO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        ValueError, match=r"FlashVideo in stored cannot be stored in .*cache: Not a directory"
+    ):
+        fetch()
+    assert hub.downloads() == []
+
+
 def test_what_another_program_has_downloaded_is_found_without_the_network(hub, monkeypatch):
     from huggingface_hub import hf_hub_download
 

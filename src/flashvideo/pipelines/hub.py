@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -151,8 +152,8 @@ def look_up(repo: str, revision: str | None = None) -> Listing:
         ValueError: If the hub has no such repository or revision, or refuses it.
     """
     memory = cache_folder() / "listings" / f"{file_name(repo)}@{file_name(revision or 'main')}.json"
-    if revision is not None and _COMMIT.fullmatch(revision) and memory.is_file():
-        return Listing(**json.loads(memory.read_text()))
+    if revision is not None and _COMMIT.fullmatch(revision) and (known := _read(memory)) is not None:
+        return known
     try:
         with explained(repo, revision=revision):
             info = HfApi().model_info(
@@ -176,8 +177,8 @@ def look_up(repo: str, revision: str | None = None) -> Listing:
 
 def _remembered(memory: Path, repo: str, revision: str | None) -> Listing | None:
     """The listing of an earlier look, or else of what `huggingface_hub` has in its cache by itself."""
-    if memory.is_file():
-        return Listing(**json.loads(memory.read_text()))
+    if (known := _read(memory)) is not None:
+        return known
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -190,11 +191,30 @@ def _remembered(memory: Path, repo: str, revision: str | None) -> Listing | None
     return Listing(repo=repo, commit=folder.name, files=files) if whole or text else None
 
 
+def _read(memory: Path) -> Listing | None:
+    """A listing that was written; one that cannot be read counts as not there."""
+    try:
+        content = json.loads(memory.read_text())
+        listing = Listing(**content)
+        return listing if isinstance(listing.files, dict) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.info("%s cannot be read (%s); asking the hub again", memory, error)
+        return None
+
+
 def _write(memory: Path, listing: Listing) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a listing; where that cannot be done, the hub is asked again by the next start."""
     unfinished = memory.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(asdict(listing)))
-    unfinished.replace(memory)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(asdict(listing)))
+        unfinished.replace(memory)
+    except OSError as error:
+        logger.info("what %s holds is not remembered: %s", listing.repo, error)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def download(listing: Listing, names: Iterable[str]) -> Path:

@@ -83,6 +83,8 @@ def writing(what: str, folder: Path, *, variable: str) -> Iterator[None]:
     """
     try:
         yield
+    except TimeoutError:  # of a lock that another process holds, which is no matter of the disk
+        raise
     except OSError as error:
         raise _broken(what, error, folder, variable) from error
 
