@@ -260,9 +260,58 @@ def test_offline_with_nothing_here_names_the_switch(hub, monkeypatch):
 
 def test_a_disk_without_room_is_noticed_before_the_download(hub, monkeypatch):
     monkeypatch.setattr(hub_errors.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(ValueError, match=r"needs 16\.\d MB of disk in .*, which has 1\.0 MB left.*HF_HOME"):
+    with pytest.raises(ValueError, match=r"needs \d\d\.\d MB of disk in .*, which has 1\.0 MB left.*HF_HOME"):
         fetch()
     assert hub.downloads() == []
+
+
+def test_the_room_for_the_conversion_is_noticed_before_the_download_too(hub, monkeypatch):
+    listing = look_up(RELEASED_REPOSITORY)
+    free = 1_000_000 + sum(listing.files[name] for name in RELEASED_FILES)
+    monkeypatch.setattr(hub_errors.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match=r"download and conversion of .* HF_HOME or FLASHVIDEO_CACHE"):
+        fetch()
+    assert hub.downloads() == []
+
+
+def test_two_disks_are_looked_at_one_by_one(hub, monkeypatch, tmp_path):
+    disks = {tmp_path / "hf": 1, tmp_path / "cache": 2}
+    for disk in disks:
+        disk.mkdir()
+    monkeypatch.setattr(
+        hub_errors, "_existing", lambda folder: SimpleNamespace(stat=lambda: SimpleNamespace(st_dev=folder))
+    )
+    monkeypatch.setattr(hub_errors.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    one, other = [(folder, num_bytes * 8, folder.name) for folder, num_bytes in disks.items()]
+    with pytest.raises(ValueError, match=r"needs 0\.0 MB of disk in .*cache, .* or set cache to"):
+        hub_errors.check_free_space_of_both(one, other, "it")
+
+
+@pytest.mark.parametrize("source", ["runs/t5/encoder", "no such place", "nobody/nothing"])
+def test_a_text_encoder_that_is_not_there_is_noticed_before_the_download(hub, source):
+    with pytest.raises(ValueError, match=r"no folder on this machine, nor|there is no repository nobody/"):
+        fetch(text_encoder=source)
+    assert hub.downloads() == []
+
+
+def test_a_text_folder_that_is_not_whole_is_noticed_before_the_download(hub, text_folder, tmp_path):
+    folder = shutil.copytree(text_folder, tmp_path / "text")
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        fetch(text_encoder=folder)
+    assert hub.downloads() == []
+
+
+def test_a_text_folder_is_told_by_what_is_read_of_it(hub, text_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(text_folder, tmp_path / "text")
+    first = fetch(text_encoder=folder)
+    (folder / "README.md").write_text("about it")
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("text", "./text/../text", Path("text"), folder / "tokenizer" / ".."):
+        assert fetch(text_encoder=spelling) == first
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert fetch(text_encoder=folder) != first
 
 
 @pytest.mark.parametrize(

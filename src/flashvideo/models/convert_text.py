@@ -17,6 +17,7 @@ _DROPPED = {
     r"lm_head\..+": "the decoder's output layer",
 }
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+_TOKENIZER_READ = (*_TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class TextEncoderFiles:
         Raises:
             ValueError: If a part is missing.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise ValueError(f"the text encoder must be a local folder, got {folder}, which is none")
         inside = (folder / "text_encoder").is_dir()
@@ -52,6 +53,16 @@ class TextEncoderFiles:
         if not any((tokenizer / name).is_file() for name in _TOKENIZER_FILES):
             raise ValueError(f"{tokenizer} holds no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}")
         return cls(model=model, tokenizer=tokenizer)
+
+    @property
+    def read(self) -> tuple[Path, ...]:
+        """The files that a conversion reads, in a fixed order.
+
+        Raises:
+            ValueError: If there are no weights.
+        """
+        others = [self.model / "config.json", *(self.tokenizer / name for name in _TOKENIZER_READ)]
+        return (*text_encoder_weights(self.model), *(path for path in others if path.is_file()))
 
 
 def load_text_config(folder: Path) -> T5Config:
@@ -69,13 +80,22 @@ def load_text_config(folder: Path) -> T5Config:
     return config
 
 
+def text_encoder_weights(folder: Path) -> tuple[Path, ...]:
+    """Find the files with the weights of a T5, safetensors first.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    return weight_files(folder, *_WEIGHTS)
+
+
 def open_text_encoder(folder: Path) -> Checkpoint:
     """Open the weights of a T5, safetensors first.
 
     Raises:
         ValueError: If there are none, or they cannot be read.
     """
-    return Checkpoint(*weight_files(folder, *_WEIGHTS))
+    return Checkpoint(*text_encoder_weights(folder))
 
 
 def plan_text_encoder(specs: State, config: T5Config) -> Plan:

@@ -24,8 +24,21 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from tqdm import tqdm
 
 from flashvideo.models.checkpoint import read_json
+from flashvideo.models.convert_text import (
+    TextEncoderFiles,
+    load_text_config,
+    open_text_encoder,
+    plan_text_encoder,
+    text_encoder_weights,
+)
 from flashvideo.pipelines.cache import CACHE_VARIABLE, INDEX, cache_folder, file_name, make_once
-from flashvideo.pipelines.hub_errors import HubUnreachableError, check_free_space, explained, writing
+from flashvideo.pipelines.hub_errors import (
+    HubUnreachableError,
+    check_free_space,
+    check_free_space_of_both,
+    explained,
+    writing,
+)
 from flashvideo.presets import RELEASED_FILES, TEXT_ENCODER_REPOSITORY
 
 logger = logging.getLogger(__name__)
@@ -48,6 +61,8 @@ _INSTEAD = {
     "force_download": "delete the repository's folder in the cache of huggingface_hub",
     "proxies": "set HTTPS_PROXY",
 }
+# A converted model has at least this share of its files' bytes; the rest is Stage I's LoRA, which is merged.
+_LEAST_SHARE = 0.9
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a pipeline or a text encoder is loaded from; the same weights in other formats are left where they are.
 _LOADED = re.compile(r".*\.(json|safetensors|model|txt)")
@@ -232,9 +247,7 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
     """
     repo, commit = listing.repo, listing.commit
     wanted = list(names)
-    missing = [name for name in wanted if not isinstance(_cached(listing, name), str)]
-    num_bytes = sum(listing.files[name] or 0 for name in missing)
-    if num_bytes:
+    if num_bytes := num_missing_bytes(listing, wanted):
         check_free_space(
             Path(constants.HF_HUB_CACHE), num_bytes, f"the download of {repo}", variable="HF_HOME"
         )
@@ -250,6 +263,12 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
         folder = path.parents[name.count("/")]
     assert folder is not None
     return folder
+
+
+def num_missing_bytes(listing: Listing, names: Iterable[str]) -> int:
+    """Bytes of a repository's files that are not in `huggingface_hub`'s cache yet."""
+    missing = [name for name in names if not isinstance(_cached(listing, name), str)]
+    return sum(listing.files[name] or 0 for name in missing)
 
 
 def _cached(listing: Listing, name: str) -> object:
@@ -268,8 +287,10 @@ def _converted(listing: Listing, text_encoder: str | Path, dtype: torch.dtype | 
         # Here and not above: what converts knows the pipeline, and the pipeline knows this module.
         from flashvideo.pipelines.released import ReleasedFiles, convert_released
 
+        source = find_text_encoder(text_encoder)
+        _check_room(listing, source, dtype)
         checkpoints = download(listing, RELEASED_FILES)
-        text = fetch_text_encoder(text_encoder)
+        text = source if isinstance(source, Path) else download(source.listing, source.names)
         logger.warning("converting %s into %s, once; this takes a while", listing.repo, folder)
         with (
             writing(f"{listing.repo}, converted,", cache_folder(), variable=CACHE_VARIABLE),
@@ -281,21 +302,36 @@ def _converted(listing: Listing, text_encoder: str | Path, dtype: torch.dtype | 
     return make_once(folder, make, what=f"{listing.repo} in {kind}")
 
 
-def fetch_text_encoder(source: str | Path) -> Path:
-    """Finds a text encoder and its tokenizer.
+@dataclass(frozen=True, kw_only=True)
+class RemoteTextEncoder:
+    """A text encoder of a repository.
+
+    Attributes:
+        listing: The repository.
+        names: Files of the text encoder and its tokenizer.
+    """
+
+    listing: Listing
+    names: tuple[str, ...]
+
+
+def find_text_encoder(source: str | Path) -> Path | RemoteTextEncoder:
+    """Finds a text encoder and its tokenizer, and downloads nothing.
 
     Args:
         source: A folder, or a repository: of a pipeline with the folders `text_encoder` and `tokenizer`, or of a T5
             with both at its top.
 
     Returns:
-        The folder, on this machine, of the same layout.
+        The folder, of which all but the numbers is checked; or the files of the repository.
 
     Raises:
-        ValueError: If there is no such text encoder, or it cannot be downloaded.
+        ValueError: If there is no such text encoder.
     """
     folder = Path(source).expanduser()
     if folder.is_dir() or isinstance(source, Path):
+        model = TextEncoderFiles.find(folder).model
+        plan_text_encoder(open_text_encoder(model).specs, load_text_config(model))
         return folder
     listing = look_up(source)
     inside = [name for name in listing.files if name.startswith(tuple(f"{part}/" for part in TEXT_FOLDERS))]
@@ -307,7 +343,25 @@ def fetch_text_encoder(source: str | Path) -> Path:
         raise ValueError(
             f"{source} must hold the weights of a text encoder, got none; use {TEXT_ENCODER_REPOSITORY}"
         )
-    return download(listing, names)
+    return RemoteTextEncoder(listing=listing, names=tuple(names))
+
+
+def _check_room(listing: Listing, text: Path | RemoteTextEncoder, dtype: torch.dtype | None) -> None:
+    """Checks that the disks have room for what is still to be downloaded, and for what is made of it."""
+    sizes = [listing.files[name] or 0 for name in RELEASED_FILES]
+    downloads = num_missing_bytes(listing, RELEASED_FILES)
+    if isinstance(text, Path):
+        sizes += [file.stat().st_size for file in text_encoder_weights(TextEncoderFiles.find(text).model)]
+    else:
+        sizes += [text.listing.files[name] or 0 for name in text.names]
+        downloads += num_missing_bytes(text.listing, text.names)
+    # The files tell their dtype when they are here: at most float32. A merged LoRA takes no room.
+    share = _LEAST_SHARE if dtype is None else _LEAST_SHARE * min(1.0, dtype.itemsize / 4)
+    check_free_space_of_both(
+        (Path(constants.HF_HUB_CACHE), downloads, "HF_HOME"),
+        (cache_folder(), int(sum(sizes) * share), CACHE_VARIABLE),
+        f"the download and conversion of {listing.repo}",
+    )
 
 
 def _text_name(source: str | Path) -> str:
@@ -315,8 +369,10 @@ def _text_name(source: str | Path) -> str:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return file_name(str(source))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    facts = [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in TextEncoderFiles.find(folder).read
+    ]
     return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:12]
 
 
