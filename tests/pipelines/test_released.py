@@ -334,6 +334,8 @@ def test_the_text_encoder_takes_the_dtype_too(released, text_folder, tmp_path):
     convert_released(released(), tmp_path / "model", text_encoder=text_folder()[0], dtype=torch.bfloat16)
     weights = load_file(tmp_path / "model" / "text_encoder" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "model" / "text_encoder" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
 
 
 def test_the_folder_does_not_tell_where_its_parts_came_from(released, text_folder, tmp_path):

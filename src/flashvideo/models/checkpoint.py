@@ -37,6 +37,7 @@ SAFETENSORS_DTYPES = {
 
 RENEW_AFTER_BYTES = 2**30
 _ZIP_START, _LEGACY_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF"
+_POINTER_START = b"version https://git-lfs"
 
 _Read = Callable[[str], torch.Tensor]
 
@@ -144,6 +145,11 @@ def _open(path: Path) -> tuple[dict[str, torch.Tensor], _Read]:
         raise ValueError(
             f"{path} {'is no file' if path.exists() else 'does not exist'}, expected a checkpoint"
         )
+    with path.open("rb") as file:
+        if file.read(len(_POINTER_START)) == _POINTER_START:
+            raise ValueError(
+                f"{path} is a pointer of Git LFS and not the file itself; get it with `git lfs pull`, or download it"
+            )
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 

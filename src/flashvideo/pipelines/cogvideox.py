@@ -8,7 +8,6 @@ it for both stages.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from safetensors import safe_open
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from transformers import AutoTokenizer, T5EncoderModel
 
+from flashvideo.models.checkpoint import read_json
 from flashvideo.models.cogvideox import load_cogvideox_transformer, read_cogvideox_config
+from flashvideo.models.convert_text import load_text_config
 from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.presets import COGVIDEOX_GUIDANCE_SCALE, FLASHVIDEO, Preset
 from flashvideo.schedule import FlashVideoScheduler
@@ -215,17 +216,25 @@ def check_stage1_fits(model: Path, stage1: Path) -> None:
         raise ValueError(
             f"stage1 must have a VAE of the model's kind, which is {own}, but that of {stage1} is {theirs}"
         )
-    text, own_text = (T5Config.from_pretrained(folder / "text_encoder") for folder in (stage1, model))
+    _check_same_text_encoder(stage1, model)
+    for part, name in _FINGERPRINTS:
+        if not _alike(_weight(model / part, name), _weight(stage1 / part, name)):
+            logger.warning(
+                "the weights of the %s in %s are not the model's; previews may come out wrong", part, stage1
+            )
+
+
+def _check_same_text_encoder(stage1: Path, model: Path) -> None:
+    """Compares the text encoders, where both models have one."""
+    folders = [folder / "text_encoder" for folder in (stage1, model)]
+    if not all(folder.is_dir() for folder in folders):
+        return
+    text, own_text = (load_text_config(folder) for folder in folders)
     for name in _TEXT_KEYS:
         if getattr(text, name) != getattr(own_text, name):
             raise ValueError(
                 f"stage1 must have the model's text encoder, whose {name} is {getattr(own_text, name)}, but that of "
                 f"{stage1} is {getattr(text, name)}"
-            )
-    for part, name in _FINGERPRINTS:
-        if not _alike(_weight(model / part, name), _weight(stage1 / part, name)):
-            logger.warning(
-                "the weights of the %s in %s are not the model's; previews may come out wrong", part, stage1
             )
 
 
@@ -254,10 +263,4 @@ def _name(folder: Path) -> str:
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} must hold {part}/{path.name}, which is not there; download the folder again"
-        )
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
+    return read_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))

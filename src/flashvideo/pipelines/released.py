@@ -206,7 +206,7 @@ def convert_released(
     if text_encoder is not None:
         found = TextEncoderFiles.find(text_encoder)
         parts.append(_plan_text(found, models, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, trust_remote_code=False)
     _check_fit(models, text_encoder)
     pipeline = _describe(models, tokenizer, with_lora=adapter is not None)
 
@@ -289,6 +289,8 @@ def _plan_text(files: TextEncoderFiles, models: dict[str, Any], dtype: torch.dty
     config = load_text_config(files.model)
     sources = open_text_encoder(files.model)
     plan = plan_text_encoder(sources.specs, config)
+    if dtype is not None:
+        config.dtype = dtype
     models["text_encoder"] = empty_model(T5EncoderModel, {"config": config})
     return _part("text_encoder", sources, plan, dtype)
 
