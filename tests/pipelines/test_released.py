@@ -390,6 +390,22 @@ def test_what_is_no_whole_t5_is_refused(released, text_folder, tmp_path, change,
     assert left(tmp_path) == ["released", "t5"]
 
 
+def test_code_beside_a_tokenizer_is_not_run_whatever_is_answered(
+    released, text_folder, tmp_path, monkeypatch
+):
+    folder, _ = text_folder(inside=True)
+    (folder / "tokenizer" / "odd.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Odd: ...\n"
+    )
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": ["odd.Odd", None]}})
+    )
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    with pytest.raises(ValueError, match="custom code"):
+        convert_released(released(), tmp_path / "model", text_encoder=folder)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_t5_of_another_width_is_refused(released, text_folder, tmp_path):
     with pytest.raises(ValueError, match="embeddings of 8 channels, the transformers need 32"):
         convert_released(released(), tmp_path / "model", text_encoder=text_folder(width=8)[0])
@@ -468,6 +484,22 @@ def test_what_tells_the_config_is_named_all_at_once_where_it_is_missing(released
     )
     with pytest.raises(ValueError, match=expected):
         convert_released(released({"stage2.pt": change}), tmp_path / "model")
+
+
+LARGE = "model.diffusion_model.mixins.final_layer.linear.bias"
+
+
+def test_a_weight_that_is_no_floating_point_number_is_refused(released, tmp_path):
+    files = released({"stage2.pt": lambda s: s.update({LARGE: s[LARGE].to(torch.int8)})})
+    with pytest.raises(ValueError, match=rf"stage2\.pt .*: {LARGE} is of dtype int8$"):
+        convert_released(files, tmp_path / "model")
+
+
+def test_a_weight_that_a_dtype_cannot_hold_is_named(released, tmp_path):
+    files = released({"stage2.pt": lambda s: s[LARGE].fill_(1e5)})
+    with pytest.raises(ValueError, match=rf"{LARGE} has values up to 1e\+05, which float16 cannot hold"):
+        convert_released(files, tmp_path / "model", dtype=torch.float16)
+    assert left(tmp_path) == ["released"]
 
 
 def test_files_that_do_not_belong_together_are_noticed(released, tmp_path):

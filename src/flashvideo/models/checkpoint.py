@@ -84,6 +84,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.specs)
 
+    def __str__(self) -> str:
+        return " and ".join(dict.fromkeys(map(str, self._home.values())))
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small file of a model, an index or a config.
@@ -200,13 +203,15 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     for key in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not content or not isinstance(content, Mapping):
-        tensors = False
-    else:
-        tensors = all(isinstance(v, torch.Tensor) and isinstance(k, str) for k, v in content.items())
-    if not tensors:
+    tensors = content if isinstance(content, Mapping) else {}
+    if not any(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(
             f"{path} holds no state dict, neither at its top nor under {' or '.join(STATE_DICT_KEYS)}"
         )
-    assert isinstance(content, Mapping)
-    return dict(content)
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or not isinstance(key, str):
+            raise ValueError(
+                f"the state dict of {path} must hold tensors under names, got {type(value).__name__} under {key!r}; "
+                "save the tensors alone"
+            )
+    return dict(tensors)

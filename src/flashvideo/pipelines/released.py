@@ -43,6 +43,7 @@ from flashvideo.models.lora import (
 )
 from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
 from flashvideo.models.shards import MAX_SHARD_BYTES, write_weights
+from flashvideo.models.strictness import raise_if
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -296,6 +297,16 @@ def _plan_text(files: TextEncoderFiles, models: dict[str, Any], dtype: torch.dty
 
 
 def _part(name: str, sources: Checkpoint, plan: Plan, dtype: torch.dtype | None) -> Part:
+    keys = dict.fromkeys(key for recipe in plan.weights.values() for key in recipe.sources)
+    dtypes = {key: sources.specs[key].dtype for key in keys}
+    raise_if(
+        (
+            f"{key} is of dtype {str(found).removeprefix('torch.')}"
+            for key, found in dtypes.items()
+            if not found.is_floating_point
+        ),
+        f"the weights of {sources} must be floating-point numbers",
+    )
     specs = build_specs(plan.weights, sources.specs, dtype)
     return Part(
         name=name, sources=sources, recipes=plan.weights, specs=specs, dropped=plan.dropped, dtype=dtype
