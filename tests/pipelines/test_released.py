@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -620,3 +621,38 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(released, tmp
     with pytest.raises(ValueError, match=r"0\.02 GB are needed in .*, where 0\.00 GB are free"):
         convert_released(files, tmp_path / "model")
     assert left(tmp_path) == ["released"]
+
+
+def test_a_link_in_the_outputs_place_is_called_one(released, tmp_path):
+    files = released()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with pytest.raises(ValueError, match="link is a symbolic link, expected a new folder"):
+        convert_released(files, tmp_path / "link")
+
+
+def test_an_output_below_a_file_is_refused(released, tmp_path):
+    files = released()
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "model", tmp_path / "file" / "deep" / "model"):
+        with pytest.raises(ValueError, match=r"model cannot be made, since .*file is a file"):
+            convert_released(files, output)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(released, text_folder, tmp_path, monkeypatch):
+    released()
+    text_folder()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    report = convert_released(ReleasedFiles.find("~/released"), "~/model", text_encoder=Path("~/t5"))
+    export_released("~/model", "~/back")
+    assert report.output == tmp_path / "model"
+    assert left(tmp_path) == ["back", "model", "released", "t5"]
+
+
+def test_released_files_in_the_place_of_a_model_are_told_to_be_converted(released, tmp_path):
+    released()
+    with pytest.raises(
+        ValueError, match=r"convert them once, with `flashvideo convert .*released -o NEW_FOLDER`"
+    ):
+        model_folder(tmp_path / "released")

@@ -49,8 +49,9 @@ def export_released(
         ValueError: If the folder is not that of a model, the reference has no place for a tensor or misses one, the
             output holds something, or the disk has no room.
     """
-    folder = Path(folder)
-    check_new(Path(output_dir).absolute())
+    folder = Path(folder).expanduser()
+    output = Path(output_dir).expanduser()
+    check_new(output.absolute())
     lora = _lora_folder(folder)
     parts = [
         _transformer(folder / "stage1_transformer", STAGE1_FILE, lora),
@@ -58,12 +59,12 @@ def export_released(
         _vae(folder / "vae"),
     ]
     progress = Progress(sum(part.num_bytes for part in parts), on_progress)
-    with new_folder(output_dir, progress.total) as unfinished:
+    with new_folder(output, progress.total) as unfinished:
         for part in parts:
             root, on_bytes = _ROOTS[part.name], progress.of(part.name)
             write_torch_file(unfinished / part.name, root, part.specs, part.build, on_bytes=on_bytes)
     return ConversionReport(
-        output=Path(output_dir),
+        output=output,
         num_bytes={part.name: part.num_bytes for part in parts},
         dropped={},
         notes=("the text encoder, schedulers and settings have no place in these files",),

@@ -11,7 +11,7 @@ import torch
 
 from flashvideo.pipelines.cache import is_complete
 from flashvideo.pipelines.hub import fetch_model
-from flashvideo.presets import FLASHVIDEO, NANO, RELEASED_REPOSITORY
+from flashvideo.presets import FLASHVIDEO, NANO, RELEASED_FILES, RELEASED_REPOSITORY
 
 NANO_PATH = Path(__file__).parents[1] / "assets" / "nano"
 """Folder of the model that ships inside the package."""
@@ -58,6 +58,11 @@ def model_folder(
     if is_repository(model):
         return fetch_model(
             str(named), revision=revision, text_encoder=text_encoder, dtype=dtype, pipeline=pipeline
+        )
+    if all((folder / name).is_file() for name in RELEASED_FILES):
+        raise ValueError(
+            f"{str(model)!r} holds checkpoints as the authors released them; convert them once, with "
+            f"`flashvideo convert {model} -o NEW_FOLDER`, and give the new folder"
         )
     known = ", ".join(repr(name) for name in MODELS)
     problem = "which has no model_index.json" if folder.is_dir() else "and there is no such folder"

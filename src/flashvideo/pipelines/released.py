@@ -84,7 +84,7 @@ class ReleasedFiles:
         Raises:
             ValueError: If one is missing; all missing ones are named.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         names = (STAGE1_FILE, STAGE2_FILE, VAE_FILE)
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder, expected one with {', '.join(names)}")
@@ -198,7 +198,8 @@ def convert_released(
     """
     if lora not in LORA_MODES:
         raise ValueError(f"lora must be one of {', '.join(LORA_MODES)}, got {lora!r}")
-    check_new(Path(output).absolute())
+    output = Path(output).expanduser()
+    check_new(output.absolute())
     models: dict[str, Any] = {}
     stage1, adapter = _plan_stage(files.stage1, 1, models, dtype=dtype, merge_lora=lora == "merge")
     stage2, _ = _plan_stage(files.stage2, 2, models, dtype=dtype, merge_lora=True)
@@ -217,7 +218,7 @@ def convert_released(
             _write_part(part, folder / part.name, models.get(part.name), progress)
         _write_rest(pipeline, folder)
     return ConversionReport(
-        output=Path(output),
+        output=output,
         num_bytes={part.name: part.num_bytes for part in parts},
         dropped={part.name: part.dropped for part in parts if part.dropped},
         notes=(*_notes(stage1, adapter, text_encoder), *_unreleased_sizes(models)),
