@@ -174,3 +174,11 @@ def test_missing_weights_and_shards_are_named(tmp_path):
     index.write_text("[]")
     with pytest.raises(ValueError, match="is not an index"):
         weight_files(tmp_path, "a.safetensors")
+
+
+@pytest.mark.parametrize("root", ["module", None])
+def test_what_is_no_tensor_among_tensors_is_named(tmp_path, root):
+    state = {"weight": torch.zeros(1), "step": 3}
+    torch.save(state if root is None else {root: state}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="must hold tensors under names, got int under 'step'; save"):
+        Checkpoint(tmp_path / "a.pt")

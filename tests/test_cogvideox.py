@@ -119,11 +119,11 @@ def test_a_folder_of_another_model_is_refused(cogvideox_folder):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda weights: weights.pop("proj_out.bias"), r"lacks the weights proj_out\.bias"),
+        (lambda weights: weights.pop("proj_out.bias"), r"missing proj_out\.bias"),
         (lambda weights: weights.update(extra=torch.zeros(1)), "unknown extra"),
         (
             lambda weights: weights.update({"proj_out.bias": torch.zeros(3)}),
-            r"proj_out\.bias of shape \(3,\)",
+            r"proj_out\.bias has shape \(3,\)",
         ),
     ],
 )

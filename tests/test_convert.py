@@ -102,10 +102,17 @@ def test_a_lora_kept_apart_makes_up_the_merged_weight(stage1):
 
 
 def test_plain_names_are_taken_where_there_is_no_lora(stage1):
+    base = convert_transformer(stage1, merge_lora=False).weights
     plain = {k.replace(".original", ""): tensor for k, tensor in stage1.items() if ".matrix_" not in k}
-    original = {k: tensor for k, tensor in stage1.items() if ".matrix_" not in k}
     for name, tensor in convert_transformer(plain).weights.items():
-        assert tensor.equal(convert_transformer(original).weights[name])
+        assert tensor.equal(base[name])
+
+
+def test_original_names_without_their_lora_are_an_error(stage1):
+    for key in [key for key in stage1 if key.startswith(QKV) and ".matrix_" in key]:
+        del stage1[key]
+    with pytest.raises(ValueError, match=r"missing .*query_key_value\.matrix_A\.0; .*matrix_B\.2$"):
+        convert_transformer(stage1)
 
 
 def test_dropped_keys_are_listed_with_their_reason(stage2):

@@ -78,6 +78,35 @@ def test_without_the_network_what_is_here_is_used(hub, dead_url, monkeypatch):
     assert fetch(revision="v1") == folder
 
 
+def test_a_complete_model_loads_from_a_cache_that_cannot_be_written(hub, caplog):
+    caplog.set_level("INFO", logger="flashvideo")
+    folder = fetch()
+    shutil.rmtree(cache_folder() / "listings")
+    (cache_folder() / "listings").write_text("in the way")
+    assert fetch() == folder
+    assert "is not remembered" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"repo": 1}', '{"repo": "a/b", "commit": "c", "files": 0}'])
+def test_a_listing_that_cannot_be_read_counts_as_not_there(hub, text):
+    commit = hub.repositories[RELEASED_REPOSITORY].commit
+    look_up(RELEASED_REPOSITORY, commit)
+    (listing,) = (cache_folder() / "listings").iterdir()
+    listing.write_text(text)
+    assert "stage1.pt" in look_up(RELEASED_REPOSITORY, commit).files
+    assert json.loads(listing.read_text())["commit"] == commit
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(hub, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLASHVIDEO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        ValueError, match=r"FlashVideo in stored cannot be stored in .*cache: Not a directory"
+    ):
+        fetch()
+    assert hub.downloads() == []
+
+
 def test_what_another_program_has_downloaded_is_found_without_the_network(hub, monkeypatch):
     from huggingface_hub import hf_hub_download
 
@@ -231,9 +260,58 @@ def test_offline_with_nothing_here_names_the_switch(hub, monkeypatch):
 
 def test_a_disk_without_room_is_noticed_before_the_download(hub, monkeypatch):
     monkeypatch.setattr(hub_errors.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(ValueError, match=r"needs 16\.\d MB of disk in .*, which has 1\.0 MB left.*HF_HOME"):
+    with pytest.raises(ValueError, match=r"needs \d\d\.\d MB of disk in .*, which has 1\.0 MB left.*HF_HOME"):
         fetch()
     assert hub.downloads() == []
+
+
+def test_the_room_for_the_conversion_is_noticed_before_the_download_too(hub, monkeypatch):
+    listing = look_up(RELEASED_REPOSITORY)
+    free = 1_000_000 + sum(listing.files[name] for name in RELEASED_FILES)
+    monkeypatch.setattr(hub_errors.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match=r"download and conversion of .* HF_HOME or FLASHVIDEO_CACHE"):
+        fetch()
+    assert hub.downloads() == []
+
+
+def test_two_disks_are_looked_at_one_by_one(hub, monkeypatch, tmp_path):
+    disks = {tmp_path / "hf": 1, tmp_path / "cache": 2}
+    for disk in disks:
+        disk.mkdir()
+    monkeypatch.setattr(
+        hub_errors, "_existing", lambda folder: SimpleNamespace(stat=lambda: SimpleNamespace(st_dev=folder))
+    )
+    monkeypatch.setattr(hub_errors.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    one, other = [(folder, num_bytes * 8, folder.name) for folder, num_bytes in disks.items()]
+    with pytest.raises(ValueError, match=r"needs 0\.0 MB of disk in .*cache, .* or set cache to"):
+        hub_errors.check_free_space_of_both(one, other, "it")
+
+
+@pytest.mark.parametrize("source", ["runs/t5/encoder", "no such place", "nobody/nothing"])
+def test_a_text_encoder_that_is_not_there_is_noticed_before_the_download(hub, source):
+    with pytest.raises(ValueError, match=r"no folder on this machine, nor|there is no repository nobody/"):
+        fetch(text_encoder=source)
+    assert hub.downloads() == []
+
+
+def test_a_text_folder_that_is_not_whole_is_noticed_before_the_download(hub, text_folder, tmp_path):
+    folder = shutil.copytree(text_folder, tmp_path / "text")
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        fetch(text_encoder=folder)
+    assert hub.downloads() == []
+
+
+def test_a_text_folder_is_told_by_what_is_read_of_it(hub, text_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(text_folder, tmp_path / "text")
+    first = fetch(text_encoder=folder)
+    (folder / "README.md").write_text("about it")
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("text", "./text/../text", Path("text"), folder / "tokenizer" / ".."):
+        assert fetch(text_encoder=spelling) == first
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert fetch(text_encoder=folder) != first
 
 
 @pytest.mark.parametrize(
@@ -311,9 +389,43 @@ def test_options_of_the_hub_are_refused_for_a_folder(tmp_path):
         model_folder(tmp_path, revision="v1")
 
 
-def test_options_of_diffusers_own_downloads_name_the_variable_that_counts(hub):
-    with pytest.raises(ValueError, match="token is not taken here, got 'secret'; set HF_TOKEN instead"):
-        FlashVideoPipeline.from_pretrained(RELEASED_REPOSITORY, token="secret")
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ({"token": "secret"}, "set HF_TOKEN"),
+        ({"force_download": True}, "delete the repository's folder"),
+        ({"proxies": {"https": "secret"}}, "set HTTPS_PROXY"),
+        ({"local_files_only": True}, "set HF_HUB_OFFLINE=1"),
+    ],
+)
+def test_options_of_diffusers_own_downloads_name_what_counts_and_no_secret(hub, option, instead):
+    with pytest.raises(ValueError, match=f"is not taken for a model of the hub; {instead}") as error:
+        FlashVideoPipeline.from_pretrained(RELEASED_REPOSITORY, **option)
+    assert "secret" not in str(error.value)
+
+
+def test_what_is_on_this_machine_loads_with_local_files_only(toy_pipeline, tmp_path, monkeypatch):
+    toy_pipeline(["a"]).save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for model in ("nano", "~/mine"):
+        assert FlashVideoPipeline.from_pretrained(model, local_files_only=True).preset
+
+
+class OwnPipeline(FlashVideoPipeline):
+    """Somebody's own."""
+
+
+def test_a_subclass_loads_what_it_saved_and_what_others_saved(toy_pipeline, tmp_path, hub):
+    toy_pipeline(["a"]).save_pretrained(tmp_path / "ours")
+    own = OwnPipeline.from_pretrained(tmp_path / "ours")
+    assert type(own) is OwnPipeline
+    own.save_pretrained(tmp_path / "theirs")
+    assert type(OwnPipeline.from_pretrained(tmp_path / "theirs")) is OwnPipeline
+    files = {
+        str(p.relative_to(tmp_path / "theirs")): p.read_bytes() for p in (tmp_path / "theirs").rglob("*.*")
+    }
+    hub.repositories["me/own"] = type(hub.repositories[RELEASED_REPOSITORY])(files)
+    assert type(OwnPipeline.from_pretrained("me/own")) is OwnPipeline
 
 
 def test_a_part_of_the_release_in_another_programs_cache_is_not_taken_for_all_of_it(hub, monkeypatch):

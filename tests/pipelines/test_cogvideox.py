@@ -1,6 +1,7 @@
 """CogVideoX folders as Stage I: alone, and before the Stage II of another model."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -107,6 +108,20 @@ def test_another_text_encoder_is_refused(cogvideox_folder, model):
         load_pipeline(model, stage1=folder, **CPU)
 
 
+@pytest.mark.parametrize("without", ["model", "stage1"])
+def test_where_one_has_no_text_encoder_there_is_nothing_to_compare(
+    cogvideox_folder, pipeline, tmp_path, without
+):
+    folder = cogvideox_folder(rotary=True)
+    if without == "model":
+        pipeline.register_modules(text_encoder=None, tokenizer=None)
+    else:
+        shutil.rmtree(folder / "text_encoder")
+    pipeline.save_pretrained(tmp_path / "both")
+    combined = load_pipeline(tmp_path / "both", stage1=folder, **CPU)
+    assert (combined.text_encoder is None) == (without == "model")
+
+
 def test_other_weights_of_the_vae_are_logged(cogvideox_folder, model, caplog):
     folder = cogvideox_folder(rotary=True)
     vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae")
@@ -124,6 +139,28 @@ def test_the_same_weights_in_bfloat16_are_the_same(cogvideox_folder, model, capl
     assert "may come out wrong" not in caplog.text
 
 
+def test_components_that_are_given_are_not_loaded(cogvideox_folder):
+    folder = cogvideox_folder(rotary=True)
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    pipeline = FlashVideoPipeline.from_pretrained(
+        folder, text_encoder=None, dtype=torch.bfloat16, low_cpu_mem_usage=True, force_download=False
+    )
+    assert pipeline.text_encoder is None and pipeline.tokenizer is not None
+    assert pipeline.stage1_transformer.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"device_map": "balanced"}, "device_map is not taken for a CogVideoX model"),
+        ({"dtype": {"vae": torch.float16}}, r"dtype must be one torch\.dtype for a CogVideoX model"),
+    ],
+)
+def test_other_ways_to_load_are_refused(cogvideox_folder, option, message):
+    with pytest.raises(ValueError, match=message):
+        FlashVideoPipeline.from_pretrained(cogvideox_folder(rotary=True), **option)
+
+
 def test_a_stage_1_for_a_model_without_stage_2_is_refused(cogvideox_folder, model):
     folder = cogvideox_folder(rotary=True)
     for one, other in ((folder, folder), (model, model)):
@@ -139,6 +176,24 @@ def test_a_schedule_of_another_kind_is_refused(cogvideox_folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "epsilon"}))
     with pytest.raises(ValueError, match="must have prediction_type='v_prediction', got 'epsilon'"):
         load_stage1(folder, **CPU)
+
+
+@pytest.mark.parametrize("file", ["model_index", "vae/config", "text_encoder/config", "transformer/config"])
+@pytest.mark.parametrize(("text", "message"), [("", "cannot be read"), ("[]", "must hold a JSON object")])
+def test_a_broken_small_file_is_one_sentence(cogvideox_folder, file, text, message):
+    folder = cogvideox_folder(rotary=True)
+    (folder / f"{file}.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{file}\.json {message}"):
+        FlashVideoPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_a_pointer_in_the_place_of_weights_is_one_sentence(cogvideox_folder, part):
+    folder = cogvideox_folder(rotary=True)
+    (path,) = (folder / part).glob("*.safetensors")
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"is a pointer of Git LFS and not the file itself"):
+        FlashVideoPipeline.from_pretrained(folder)
 
 
 def test_a_pipeline_of_another_class_is_refused(tmp_path):

@@ -1,12 +1,13 @@
 """Stage I's LoRA kept apart: every way of loading it gives the merged model's output."""
 
 import builtins
+import json
 import shutil
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flashvideo.models.lora import load_adapter, refuse_kept_lora
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
@@ -91,6 +92,48 @@ def test_a_lost_adapter_is_an_error_and_not_another_model(models, tmp_path):
     shutil.copytree(models / "keep", tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "stage1_lora")
     with pytest.raises(ValueError, match=r"needs its LoRA, but .*stage1_lora.* is missing"):
+        FlashVideoPipeline.from_pretrained(tmp_path / "model")
+
+
+NORM = "base_model.model.transformer_blocks.0.norm1.linear.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(NORM), rf"does not fit the model's Stage I, convert again: missing {NORM}$"),
+        (lambda w: w.update(odd=torch.zeros(1)), "unknown odd"),
+        (lambda w: w.update({NORM: torch.zeros(3, 4)}), rf"{NORM} has shape \(3, 4\), the model needs"),
+    ],
+)
+def test_an_adapter_that_lost_a_matrix_is_an_error(models, tmp_path, change, message):
+    shutil.copytree(models / "keep", tmp_path / "model")
+    path = tmp_path / "model" / "stage1_lora" / "adapter_model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=message):
+        FlashVideoPipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"target_modules": ["odd"]}, "unknown module odd"), ({"r": None}, "must hold r and a list")],
+)
+def test_an_adapters_config_that_does_not_fit_is_an_error(models, base, tmp_path, change, message):
+    folder = shutil.copytree(models / "keep" / "stage1_lora", tmp_path / "lora")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_adapter(base, folder)
+
+
+@pytest.mark.parametrize("name", ["../keep/stage1_lora", "/tmp", "..", "", 3])
+def test_an_adapter_outside_of_the_models_folder_is_refused(models, tmp_path, name):
+    shutil.copytree(models / "keep", tmp_path / "model")
+    path = tmp_path / "model" / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stage1_lora": name}))
+    with pytest.raises(ValueError, match="must be the name of a folder in it, got"):
         FlashVideoPipeline.from_pretrained(tmp_path / "model")
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,7 @@ def test_the_report_names_parts_and_what_was_left_out(released, tmp_path):
     assert "never used" in report.dropped["stage1_transformer"][UNUSED]
     assert report.num_dropped == 2
     assert "no text encoder" in report.notes[0]
+    assert report.notes[1].endswith("2 layers of 2 heads, which should be all of them")
 
 
 def test_a_pipeline_without_a_text_encoder_says_so_when_it_gets_a_prompt(released, tmp_path):
@@ -230,6 +232,32 @@ def test_a_folder_that_is_not_whole_cannot_be_exported(released, tmp_path, file,
     assert left(tmp_path) == ["model", "released"]
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (STAGE2, lambda w: w.pop(Q), rf"stage2_transformer is not a whole Flash.*: missing {Q}$"),
+        ("vae/" + STAGE2.split("/")[1], lambda w: w.pop("decoder.conv_in.conv.bias"), r"missing decoder"),
+        (
+            "text_encoder/model.safetensors",
+            lambda w: w.pop("encoder.final_layer_norm.weight"),
+            r"text_encoder: .*missing encoder\.final_layer_norm\.weight$",
+        ),
+    ],
+)
+def test_a_folder_that_lost_a_weight_does_not_load(released, text_folder, tmp_path, file, change, message):
+    convert_released(released(), tmp_path / "model", text_encoder=text_folder()[0])
+    rewrite(tmp_path / "model" / file, change)
+    with pytest.raises(ValueError, match=message):
+        FlashVideoPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_what_is_not_loaded_may_have_lost_a_weight(released, tmp_path):
+    convert_released(released(), tmp_path / "model")
+    rewrite(tmp_path / "model" / STAGE2, lambda w: w.pop(Q))
+    pipeline = FlashVideoPipeline.from_pretrained(tmp_path / "model", stage2_transformer=None)
+    assert pipeline.stage2_transformer is None
+
+
 def test_a_lora_of_another_alpha_cannot_be_exported(released, tmp_path):
     convert_released(released(), tmp_path / "model", lora="keep")
     path = tmp_path / "model" / "stage1_lora" / "adapter_config.json"
@@ -274,7 +302,7 @@ def test_a_t5_becomes_the_text_encoder(released, text_folder, tmp_path, kind):
     ids = pipeline.tokenizer("a red circle", return_tensors="pt").input_ids
     with torch.no_grad():
         assert pipeline.text_encoder(ids)[0].equal(model.eval().get_encoder()(ids)[0])
-    assert not report.notes
+    assert not any("text encoder" in note for note in report.notes)
     dropped = report.dropped.get("text_encoder", {})
     assert any("decoder" in key for key in dropped) == kind.get("whole", False)
 
@@ -307,6 +335,8 @@ def test_the_text_encoder_takes_the_dtype_too(released, text_folder, tmp_path):
     convert_released(released(), tmp_path / "model", text_encoder=text_folder()[0], dtype=torch.bfloat16)
     weights = load_file(tmp_path / "model" / "text_encoder" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "model" / "text_encoder" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
 
 
 def test_the_folder_does_not_tell_where_its_parts_came_from(released, text_folder, tmp_path):
@@ -359,6 +389,22 @@ def test_what_is_no_whole_t5_is_refused(released, text_folder, tmp_path, change,
     with pytest.raises(ValueError, match=message):
         convert_released(released(), tmp_path / "model", text_encoder=folder)
     assert left(tmp_path) == ["released", "t5"]
+
+
+def test_code_beside_a_tokenizer_is_not_run_whatever_is_answered(
+    released, text_folder, tmp_path, monkeypatch
+):
+    folder, _ = text_folder(inside=True)
+    (folder / "tokenizer" / "odd.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Odd: ...\n"
+    )
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": ["odd.Odd", None]}})
+    )
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    with pytest.raises(ValueError, match="custom code"):
+        convert_released(released(), tmp_path / "model", text_encoder=folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_t5_of_another_width_is_refused(released, text_folder, tmp_path):
@@ -441,6 +487,22 @@ def test_what_tells_the_config_is_named_all_at_once_where_it_is_missing(released
         convert_released(released({"stage2.pt": change}), tmp_path / "model")
 
 
+LARGE = "model.diffusion_model.mixins.final_layer.linear.bias"
+
+
+def test_a_weight_that_is_no_floating_point_number_is_refused(released, tmp_path):
+    files = released({"stage2.pt": lambda s: s.update({LARGE: s[LARGE].to(torch.int8)})})
+    with pytest.raises(ValueError, match=rf"stage2\.pt .*: {LARGE} is of dtype int8$"):
+        convert_released(files, tmp_path / "model")
+
+
+def test_a_weight_that_a_dtype_cannot_hold_is_named(released, tmp_path):
+    files = released({"stage2.pt": lambda s: s[LARGE].fill_(1e5)})
+    with pytest.raises(ValueError, match=rf"{LARGE} has values up to 1e\+05, which float16 cannot hold"):
+        convert_released(files, tmp_path / "model", dtype=torch.float16)
+    assert left(tmp_path) == ["released"]
+
+
 def test_files_that_do_not_belong_together_are_noticed(released, tmp_path):
     def narrow(state):
         key = "model.diffusion_model.mixins.patch_embed.text_proj.weight"
@@ -457,6 +519,20 @@ def test_of_very_many_problems_the_first_are_named_and_the_rest_counted(released
             tmp_path / "model",
         )
     assert str(error.value).count("unknown") == 20
+
+
+def test_a_lost_last_layer_is_noticed_at_the_released_width(released, tmp_path, monkeypatch):
+    toy = {"num_attention_heads": 2, "attention_head_dim": 64, "num_layers": 2}
+    monkeypatch.setattr(released_module, "RELEASED_STAGE1_TRANSFORMER", toy)
+    monkeypatch.setattr(released_module, "RELEASED_STAGE2_TRANSFORMER", toy)
+
+    def lose_layer(state):
+        places = ("layers.1.", "adaLN_modulations.1.", "_list.1.")
+        for key in [key for key in state if any(place in key for place in places)]:
+            del state[key]
+
+    with pytest.raises(ValueError, match=r"stage2\.pt: it has 1 layers of 2 heads, expected 2 as released"):
+        convert_released(released({"stage2.pt": lose_layer}), tmp_path / "model")
 
 
 def test_interchanged_stages_are_noticed(released, tmp_path):
@@ -545,3 +621,38 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(released, tmp
     with pytest.raises(ValueError, match=r"0\.02 GB are needed in .*, where 0\.00 GB are free"):
         convert_released(files, tmp_path / "model")
     assert left(tmp_path) == ["released"]
+
+
+def test_a_link_in_the_outputs_place_is_called_one(released, tmp_path):
+    files = released()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with pytest.raises(ValueError, match="link is a symbolic link, expected a new folder"):
+        convert_released(files, tmp_path / "link")
+
+
+def test_an_output_below_a_file_is_refused(released, tmp_path):
+    files = released()
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "model", tmp_path / "file" / "deep" / "model"):
+        with pytest.raises(ValueError, match=r"model cannot be made, since .*file is a file"):
+            convert_released(files, output)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(released, text_folder, tmp_path, monkeypatch):
+    released()
+    text_folder()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    report = convert_released(ReleasedFiles.find("~/released"), "~/model", text_encoder=Path("~/t5"))
+    export_released("~/model", "~/back")
+    assert report.output == tmp_path / "model"
+    assert left(tmp_path) == ["back", "model", "released", "t5"]
+
+
+def test_released_files_in_the_place_of_a_model_are_told_to_be_converted(released, tmp_path):
+    released()
+    with pytest.raises(
+        ValueError, match=r"convert them once, with `flashvideo convert .*released -o NEW_FOLDER`"
+    ):
+        model_folder(tmp_path / "released")

@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,7 @@ SAFETENSORS_DTYPES = {
 
 RENEW_AFTER_BYTES = 2**30
 _ZIP_START, _LEGACY_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF"
+_POINTER_START = b"version https://git-lfs"
 
 _Read = Callable[[str], torch.Tensor]
 
@@ -82,6 +84,26 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.specs)
 
+    def __str__(self) -> str:
+        return " and ".join(dict.fromkeys(map(str, self._home.values())))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small file of a model, an index or a config.
+
+    Raises:
+        ValueError: If it is not there, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there; download or convert the model again") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); download or convert the model again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {content!r:.80}; download the model again")
+    return content
+
 
 def weight_files(folder: Path, *names: str) -> tuple[Path, ...]:
     """Find a model's weights, in one file or in the shards that an index lists.
@@ -126,6 +148,11 @@ def _open(path: Path) -> tuple[dict[str, torch.Tensor], _Read]:
         raise ValueError(
             f"{path} {'is no file' if path.exists() else 'does not exist'}, expected a checkpoint"
         )
+    with path.open("rb") as file:
+        if file.read(len(_POINTER_START)) == _POINTER_START:
+            raise ValueError(
+                f"{path} is a pointer of Git LFS and not the file itself; get it with `git lfs pull`, or download it"
+            )
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
@@ -176,13 +203,15 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     for key in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not content or not isinstance(content, Mapping):
-        tensors = False
-    else:
-        tensors = all(isinstance(v, torch.Tensor) and isinstance(k, str) for k, v in content.items())
-    if not tensors:
+    tensors = content if isinstance(content, Mapping) else {}
+    if not any(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(
             f"{path} holds no state dict, neither at its top nor under {' or '.join(STATE_DICT_KEYS)}"
         )
-    assert isinstance(content, Mapping)
-    return dict(content)
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or not isinstance(key, str):
+            raise ValueError(
+                f"the state dict of {path} must hold tensors under names, got {type(value).__name__} under {key!r}; "
+                "save the tensors alone"
+            )
+    return dict(tensors)

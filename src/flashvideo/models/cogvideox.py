@@ -7,14 +7,14 @@ image-to-video models compute something else, and are refused.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
+from flashvideo.models.checkpoint import Checkpoint, read_json, weight_files
+from flashvideo.models.strictness import misfits, raise_if
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
 COGVIDEOX_CLASS = "CogVideoXTransformer3DModel"
@@ -58,7 +58,7 @@ _UNSUPPORTED = {
 def is_cogvideox(folder: Path) -> bool:
     """Whether a folder is a CogVideoX pipeline in diffusers' layout."""
     index = folder / "model_index.json"
-    return index.is_file() and json.loads(index.read_text()).get("_class_name") == "CogVideoXPipeline"
+    return index.is_file() and read_json(index).get("_class_name") == "CogVideoXPipeline"
 
 
 def read_cogvideox_config(folder: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def read_cogvideox_config(folder: Path) -> dict[str, Any]:
         ValueError: If the folder holds no CogVideoX transformer.
     """
     path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if config.get("_class_name") != COGVIDEOX_CLASS:
         found = f"a {config['_class_name']}" if "_class_name" in config else "no config.json"
         raise ValueError(f"{folder} must hold a {COGVIDEOX_CLASS} in diffusers' layout, got {found}")
@@ -174,31 +174,17 @@ def _load_weights(
     new: frozenset[str],
     assign: bool,
 ) -> None:
-    """Loads the weights of all parameters but the `new` ones, one file after the other; strict about every name."""
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in new}
-    loaded: set[str] = set()
-    for path in _weight_files(folder):
-        weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(path).items()}
-        problems = [f"unknown {name}" for name in weights if name not in expected]
-        problems += [
-            f"{name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name])}"
-            for name, tensor in weights.items()
-            if name in expected and tensor.shape != expected[name]
-        ]
-        if problems:
-            raise ValueError(f"{path} does not fit its config: {'; '.join(problems)}")
-        model.load_state_dict(weights, strict=False, assign=assign)
-        loaded.update(weights)
-    if missing := sorted(expected.keys() - loaded):
-        raise ValueError(f"{folder} lacks the weights {', '.join(missing)}")
+    """Loads the weights of all parameters but the `new` ones; strict about every name.
 
-
-def _weight_files(folder: Path) -> Iterator[Path]:
-    index = folder / f"{WEIGHTS}.index.json"
-    names = [WEIGHTS]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} must hold {name}, which is not there; download the folder again")
-        yield folder / name
+    With `assign` they take the place of the model's, otherwise they are copied into those, one by one.
+    """
+    weights = Checkpoint(*weight_files(folder, WEIGHTS))
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
+    raise_if(misfits(weights.specs, expected), f"the weights in {folder} do not fit its config")
+    if assign:
+        loaded = {name: weights[name].to(dtype or tensor.dtype) for name, tensor in weights.specs.items()}
+        model.load_state_dict(loaded, strict=False, assign=True)
+        return
+    own = model.state_dict()
+    for name in weights:
+        own[name].copy_(weights[name])

@@ -300,8 +300,12 @@ def _check_module(name: str, module: _Module, specs: State, *, num_chunks: int, 
     for part in sorted(module.down.keys() ^ module.up.keys()):
         matrix = "matrix_B" if part in module.down else "matrix_A"
         yield f"missing {full}.{matrix}.{part}"
+    num_parts = num_lora_parts(num_chunks)
     if module.down and module.down.keys() == module.up.keys():
-        yield from _check_lora(full, module, specs, num_lora_parts(num_chunks))
+        yield from _check_lora(full, module, specs, num_parts)
+    # The reference writes ".original" where a LoRA is, and only there.
+    if not module.down and not module.up and any(".original." in key for key in module.keys.values()):
+        yield from (f"missing {full}.matrix_{side}.{part}" for part in range(num_parts) for side in "AB")
 
 
 def _check_lora(full: str, module: _Module, specs: State, num_parts: int) -> Iterator[str]:

@@ -1,12 +1,11 @@
 """T5 text encoders: from a local folder of a whole T5, or of a CogVideoX model, to the encoder alone."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import T5Config, T5EncoderModel
 
-from flashvideo.models.checkpoint import Checkpoint, weight_files
+from flashvideo.models.checkpoint import Checkpoint, read_json, weight_files
 from flashvideo.models.convert import Plan
 from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
 from flashvideo.models.strictness import misfits, raise_if, split_dropped
@@ -18,6 +17,7 @@ _DROPPED = {
     r"lm_head\..+": "the decoder's output layer",
 }
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+_TOKENIZER_READ = (*_TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TextEncoderFiles:
         Raises:
             ValueError: If a part is missing.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise ValueError(f"the text encoder must be a local folder, got {folder}, which is none")
         inside = (folder / "text_encoder").is_dir()
@@ -54,6 +54,16 @@ class TextEncoderFiles:
             raise ValueError(f"{tokenizer} holds no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}")
         return cls(model=model, tokenizer=tokenizer)
 
+    @property
+    def read(self) -> tuple[Path, ...]:
+        """The files that a conversion reads, in a fixed order.
+
+        Raises:
+            ValueError: If there are no weights.
+        """
+        others = [self.model / "config.json", *(self.tokenizer / name for name in _TOKENIZER_READ)]
+        return (*text_encoder_weights(self.model), *(path for path in others if path.is_file()))
+
 
 def load_text_config(folder: Path) -> T5Config:
     """Read the config of a T5.
@@ -62,16 +72,21 @@ def load_text_config(folder: Path) -> T5Config:
         ValueError: If it is that of another model, or cannot be read.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is not a model's config; download it again") from None
+    kind = read_json(path).get("model_type")
     if kind != "t5":
         raise ValueError(f"{path} describes a model of type {kind!r}, expected 't5'")
     config = T5Config.from_pretrained(folder)
     config.architectures = [T5EncoderModel.__name__]
     return config
+
+
+def text_encoder_weights(folder: Path) -> tuple[Path, ...]:
+    """Find the files with the weights of a T5, safetensors first.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    return weight_files(folder, *_WEIGHTS)
 
 
 def open_text_encoder(folder: Path) -> Checkpoint:
@@ -80,7 +95,7 @@ def open_text_encoder(folder: Path) -> Checkpoint:
     Raises:
         ValueError: If there are none, or they cannot be read.
     """
-    return Checkpoint(*weight_files(folder, *_WEIGHTS))
+    return Checkpoint(*text_encoder_weights(folder))
 
 
 def plan_text_encoder(specs: State, config: T5Config) -> Plan:

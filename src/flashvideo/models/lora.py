@@ -4,11 +4,15 @@ Matrices are stored as they are in the checkpoint, unscaled, with alpha = 1 and 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flashvideo.models.recipe import State
+import torch
+
+from flashvideo.models.checkpoint import Checkpoint, read_json
+from flashvideo.models.recipe import State, spec
+from flashvideo.models.strictness import misfits, raise_if
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
 LORA_FOLDER = "stage1_lora"
@@ -73,6 +77,44 @@ def read_adapter_alpha(folder: Path) -> float:
         raise ValueError(f"{folder} holds no readable {ADAPTER_CONFIG} ({error}); convert again") from None
 
 
+def adapter_folder(model: Path, name: object) -> Path:
+    """The folder of a kept LoRA.
+
+    Args:
+        model: The model's folder.
+        name: What its index says: the name of a folder in it.
+
+    Raises:
+        ValueError: If that is anything else, which might lead out of the model's folder.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"stage1_lora of {model} must be the name of a folder in it, got {name!r}")
+    return model / name
+
+
+def _check_adapter(transformer: FlashVideoTransformer3DModel, folder: Path) -> None:
+    """Check that a kept LoRA has the two matrices of each of its modules, in the transformer's shapes."""
+    config = read_json(folder / ADAPTER_CONFIG)
+    rank, modules = config.get("r"), config.get("target_modules")
+    if not isinstance(rank, int) or not isinstance(modules, list):
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG} must hold r and a list of target_modules, got {rank!r} and {modules!r:.80}; "
+            "convert again"
+        )
+    own = dict(transformer.named_modules())
+    problems = [f"unknown module {name}" for name in modules if name not in own]
+    expected = dict(_adapter_specs({name: own[name].weight for name in modules if name in own}, rank))
+    problems += misfits(Checkpoint(folder / ADAPTER_FILE).specs, expected)
+    raise_if(problems, f"the LoRA in {folder} does not fit the model's Stage I, convert again")
+
+
+def _adapter_specs(weights: Mapping[str, Any], rank: int) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in weights.items():
+        (rows, columns), down, up = weight.shape, *LORA_SUFFIXES
+        yield PEFT_PREFIX + name + down, spec((rank, columns), weight.dtype)
+        yield PEFT_PREFIX + name + up, spec((rows, rank), weight.dtype)
+
+
 def load_adapter(transformer: FlashVideoTransformer3DModel, folder: Path) -> None:
     """Put a kept LoRA on a transformer.
 
@@ -81,13 +123,14 @@ def load_adapter(transformer: FlashVideoTransformer3DModel, folder: Path) -> Non
         folder: The adapter's folder.
 
     Raises:
-        ValueError: If the folder is not there.
+        ValueError: If the folder is not there, or its matrices are not those that its config names.
         ImportError: If peft is not installed.
     """
     if not (folder / ADAPTER_FILE).is_file():
         raise ValueError(
             f"the model's Stage I needs its LoRA, but {folder / ADAPTER_FILE} is missing; convert again"
         )
+    _check_adapter(transformer, folder)
     try:
         import peft  # noqa: F401 - diffusers' own message does not name the extra
     except ImportError as error:

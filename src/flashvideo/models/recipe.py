@@ -71,7 +71,7 @@ class Recipe:
             The tensor; it may share memory with one of `tensors`.
 
         Raises:
-            ValueError: If tensors that must be equal are not.
+            ValueError: If tensors that must be equal are not, or the dtype cannot hold a number.
         """
         joined = _join(self.chunks, tensors)
         dtype = dtype or joined.dtype
@@ -85,7 +85,14 @@ class Recipe:
                     raise ValueError(
                         f"{key} must equal {self.chunks[0].key}, since one matrix stands for both"
                     )
-        return joined.to(dtype)
+        result = joined.to(dtype)
+        if not result.is_meta and dtype != joined.dtype and (result.isinf() & joined.isfinite()).any():
+            largest = joined[joined.isfinite()].abs().max()
+            raise ValueError(
+                f"{self.chunks[0].key} has values up to {largest:.4g}, which {str(dtype).removeprefix('torch.')} "
+                "cannot hold; choose another dtype"
+            )
+        return result
 
 
 def specs_of(tensors: State) -> dict[str, torch.Tensor]:

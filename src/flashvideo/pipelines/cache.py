@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flashvideo.pipelines.hub_errors import writing
+
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "FLASHVIDEO_CACHE"
@@ -53,31 +55,37 @@ def make_once(folder: Path, make: Callable[[Path], None], *, what: str) -> Path:
 
     Returns:
         The folder, complete.
+
+    Raises:
+        ValueError: If the cache cannot be written.
     """
     if is_complete(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        held = lock.acquire(timeout=0)
+        with writing(what, folder.parent, variable=CACHE_VARIABLE):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held = lock.acquire(timeout=0)
     except Timeout:
         logger.warning("waiting for another process, which is making %s (%s)", what, lock.lock_file)
         held = lock.acquire()
     with held:
         if not is_complete(folder):
-            _make(folder, make)
+            _make(folder, make, what)
     return folder
 
 
-def _make(folder: Path, make: Callable[[Path], None]) -> None:
+def _make(folder: Path, make: Callable[[Path], None], what: str) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
-    for leftover in (unfinished, folder):
-        if leftover.exists():
-            logger.info("removing %s, left by a run that was interrupted", leftover)
-            shutil.rmtree(leftover)
-    unfinished.mkdir()
+    with writing(what, folder.parent, variable=CACHE_VARIABLE):
+        for leftover in (unfinished, folder):
+            if leftover.exists():
+                logger.info("removing %s, left by a run that was interrupted", leftover)
+                shutil.rmtree(leftover)
+        unfinished.mkdir()
     try:
         make(unfinished / folder.name)
-        (unfinished / folder.name).rename(folder)
+        with writing(what, folder.parent, variable=CACHE_VARIABLE):
+            (unfinished / folder.name).rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -8,17 +8,20 @@ it for both stages.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from safetensors import safe_open
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from transformers import AutoTokenizer, T5EncoderModel
 
+from flashvideo.models.checkpoint import read_json
 from flashvideo.models.cogvideox import load_cogvideox_transformer, read_cogvideox_config
+from flashvideo.models.convert_text import load_text_config
 from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.presets import COGVIDEOX_GUIDANCE_SCALE, FLASHVIDEO, Preset
 from flashvideo.schedule import FlashVideoScheduler
@@ -26,6 +29,12 @@ from flashvideo.shapes import vae_factors
 
 logger = logging.getLogger(__name__)
 
+COGVIDEOX_PIPELINE = "CogVideoXPipeline"
+"""diffusers' class of CogVideoX-2B and 5B."""
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+# Options of diffusers that ask for what is done anyway.
+_AS_IT_IS = {"low_cpu_mem_usage": True, "use_safetensors": True, "local_files_only": True}
 # Two roundings to bfloat16 or float16 of the same weight differ by less, other weights by more.
 _SAME_WEIGHTS = 0.02
 # Small weights that tell two models apart without reading them whole.
@@ -70,12 +79,15 @@ def cogvideox_preset(folder: Path) -> Preset:
     return Preset(name=_name(folder), stage1=stage1, stage2=stage2)
 
 
-def cogvideox_components(folder: Path, *, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def cogvideox_components(
+    folder: Path, *, dtype: torch.dtype | None = None, given: Mapping[str, Any] = _NONE
+) -> dict[str, Any]:
     """Loads a CogVideoX model as the components of a `FlashVideoPipeline` without a Stage II.
 
     Args:
         folder: A `CogVideoXPipeline` as diffusers stores it.
         dtype: Dtype of the weights; as stored if None.
+        given: Components that are not loaded, since these take their place; None for one to do without.
 
     Returns:
         Keyword arguments for `FlashVideoPipeline`.
@@ -83,14 +95,38 @@ def cogvideox_components(folder: Path, *, dtype: torch.dtype | None = None) -> d
     Raises:
         ValueError: If the model is of a kind that is not supported.
     """
-    given: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    return {
-        **stage1_components(folder, dtype=dtype),
-        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        "text_encoder": T5EncoderModel.from_pretrained(folder / "text_encoder", **given),
-        "vae": AutoencoderKLCogVideoX.from_pretrained(folder / "vae", **given),
-        "preset": cogvideox_preset(folder),
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    makers: dict[str, Callable[[], Any]] = {
+        "stage1_transformer": lambda: load_cogvideox_transformer(folder / "transformer", dtype=dtype),
+        "stage1_scheduler": lambda: cogvideox_scheduler(folder),
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False),
+        "text_encoder": lambda: T5EncoderModel.from_pretrained(folder / "text_encoder", **options),
+        "vae": lambda: AutoencoderKLCogVideoX.from_pretrained(folder / "vae", **options),
+        "preset": lambda: cogvideox_preset(folder),
     }
+    return {name: make() for name, make in makers.items() if name not in given} | dict(given)
+
+
+def check_cogvideox_options(options: Mapping[str, Any]) -> None:
+    """Checks what is given beside components: of diffusers' ways to load, a CogVideoX model takes a dtype alone.
+
+    Args:
+        options: Keyword arguments of `from_pretrained` that are no components.
+
+    Raises:
+        ValueError: If one asks for what is not done.
+    """
+    for name, value in sorted(options.items()):
+        if name in ("dtype", "torch_dtype"):
+            if value is not None and not isinstance(value, torch.dtype):
+                raise ValueError(
+                    f"{name} must be one torch.dtype for a CogVideoX model, got {value!r}; give torch.bfloat16"
+                )
+        elif value not in (None, False) and _AS_IT_IS.get(name) is not value:
+            raise ValueError(
+                f"{name} is not taken for a CogVideoX model, only dtype and components are; drop it, or save the "
+                "pipeline with save_pretrained and load that"
+            )
 
 
 def cogvideox_scheduler(folder: Path) -> FlashVideoScheduler:
@@ -180,17 +216,25 @@ def check_stage1_fits(model: Path, stage1: Path) -> None:
         raise ValueError(
             f"stage1 must have a VAE of the model's kind, which is {own}, but that of {stage1} is {theirs}"
         )
-    text, own_text = (T5Config.from_pretrained(folder / "text_encoder") for folder in (stage1, model))
+    _check_same_text_encoder(stage1, model)
+    for part, name in _FINGERPRINTS:
+        if not _alike(_weight(model / part, name), _weight(stage1 / part, name)):
+            logger.warning(
+                "the weights of the %s in %s are not the model's; previews may come out wrong", part, stage1
+            )
+
+
+def _check_same_text_encoder(stage1: Path, model: Path) -> None:
+    """Compares the text encoders, where both models have one."""
+    folders = [folder / "text_encoder" for folder in (stage1, model)]
+    if not all(folder.is_dir() for folder in folders):
+        return
+    text, own_text = (load_text_config(folder) for folder in folders)
     for name in _TEXT_KEYS:
         if getattr(text, name) != getattr(own_text, name):
             raise ValueError(
                 f"stage1 must have the model's text encoder, whose {name} is {getattr(own_text, name)}, but that of "
                 f"{stage1} is {getattr(text, name)}"
-            )
-    for part, name in _FINGERPRINTS:
-        if not _alike(_weight(model / part, name), _weight(stage1 / part, name)):
-            logger.warning(
-                "the weights of the %s in %s are not the model's; previews may come out wrong", part, stage1
             )
 
 
@@ -219,10 +263,4 @@ def _name(folder: Path) -> str:
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} must hold {part}/{path.name}, which is not there; download the folder again"
-        )
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
+    return read_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))

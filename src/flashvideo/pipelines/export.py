@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from flashvideo.models.checkpoint import Checkpoint, weight_files
+from flashvideo.models.checkpoint import read_json, weight_files
 from flashvideo.models.convert import RELEASED_LORA_ALPHA, plan_transformer
 from flashvideo.models.convert_back import check_all_used, plan_reference_transformer, plan_reference_vae
-from flashvideo.models.lora import ADAPTER_FILE, PEFT_PREFIX, read_adapter_alpha
+from flashvideo.models.lora import ADAPTER_FILE, adapter_folder, read_adapter_alpha
 from flashvideo.models.recipe import build_specs
 from flashvideo.models.shards import write_torch_file
-from flashvideo.models.strictness import misfits, raise_if
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
 from flashvideo.pipelines.released import (
-    DIFFUSERS_STEM,
     STAGE1_FILE,
     STAGE2_FILE,
     VAE_FILE,
@@ -28,6 +23,7 @@ from flashvideo.pipelines.released import (
     Part,
     Progress,
 )
+from flashvideo.pipelines.whole_weights import open_whole
 
 # What a state dict lies under in each of the files.
 _ROOTS = {STAGE1_FILE: "module", STAGE2_FILE: "module", VAE_FILE: "state_dict"}
@@ -53,8 +49,9 @@ def export_released(
         ValueError: If the folder is not that of a model, the reference has no place for a tensor or misses one, the
             output holds something, or the disk has no room.
     """
-    folder = Path(folder)
-    check_new(Path(output_dir).absolute())
+    folder = Path(folder).expanduser()
+    output = Path(output_dir).expanduser()
+    check_new(output.absolute())
     lora = _lora_folder(folder)
     parts = [
         _transformer(folder / "stage1_transformer", STAGE1_FILE, lora),
@@ -62,12 +59,12 @@ def export_released(
         _vae(folder / "vae"),
     ]
     progress = Progress(sum(part.num_bytes for part in parts), on_progress)
-    with new_folder(output_dir, progress.total) as unfinished:
+    with new_folder(output, progress.total) as unfinished:
         for part in parts:
             root, on_bytes = _ROOTS[part.name], progress.of(part.name)
             write_torch_file(unfinished / part.name, root, part.specs, part.build, on_bytes=on_bytes)
     return ConversionReport(
-        output=Path(output_dir),
+        output=output,
         num_bytes={part.name: part.num_bytes for part in parts},
         dropped={},
         notes=("the text encoder, schedulers and settings have no place in these files",),
@@ -77,15 +74,12 @@ def export_released(
 def _lora_folder(folder: Path) -> Path | None:
     """The folder of a LoRA that the model keeps apart."""
     index = folder / "model_index.json"
-    try:
-        name = json.loads(index.read_text(encoding="utf-8")).get("stage1_lora")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not the folder of a model, it has no model_index.json") from None
-    except (ValueError, AttributeError):
-        raise ValueError(f"{index} cannot be read; convert or download the model again") from None
+    if not index.is_file():
+        raise ValueError(f"{folder} is not the folder of a model, it has no model_index.json")
+    name = read_json(index).get("stage1_lora")
     if name is None:
         return None
-    lora = folder / name
+    lora = adapter_folder(folder, name)
     if (alpha := read_adapter_alpha(lora)) != RELEASED_LORA_ALPHA:
         raise ValueError(
             f"the LoRA in {lora} has alpha {alpha:g}, the reference knows {RELEASED_LORA_ALPHA:g} only; merge it first"
@@ -95,7 +89,7 @@ def _lora_folder(folder: Path) -> Path | None:
 
 def _transformer(folder: Path, name: str, lora: Path | None) -> Part:
     adapter = () if lora is None else weight_files(lora, ADAPTER_FILE)
-    sources = _open(folder, FlashVideoTransformer3DModel, *adapter)
+    sources = open_whole(folder, FlashVideoTransformer3DModel, *adapter)
     recipes = plan_reference_transformer(sources.specs)
     check_all_used(recipes, sources.specs, str(folder))
     specs = build_specs(recipes, sources.specs)
@@ -104,18 +98,8 @@ def _transformer(folder: Path, name: str, lora: Path | None) -> Part:
 
 
 def _vae(folder: Path) -> Part:
-    sources = _open(folder, AutoencoderKLCogVideoX)
+    sources = open_whole(folder, AutoencoderKLCogVideoX)
     recipes = plan_reference_vae(sources.specs)
     check_all_used(recipes, sources.specs, str(folder))
     specs = build_specs(recipes, sources.specs)
     return Part(name=VAE_FILE, sources=sources, recipes=recipes, specs=specs, dropped={})
-
-
-def _open(folder: Path, cls: Any, *adapter: Path) -> Checkpoint:
-    """Open a model's weights, with those of an adapter, and check them against the model's config."""
-    sources = Checkpoint(*weight_files(folder, f"{DIFFUSERS_STEM}.safetensors"), *adapter)
-    with torch.device("meta"):
-        model = cls.from_config(cls.load_config(folder))
-    own = {name: tensor for name, tensor in sources.specs.items() if not name.startswith(PEFT_PREFIX)}
-    raise_if(misfits(own, model.state_dict()), f"{folder} is not a whole {cls.__name__}")
-    return sources

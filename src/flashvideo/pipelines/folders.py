@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from flashvideo.pipelines.cache import is_complete
 from flashvideo.pipelines.hub import fetch_model
-from flashvideo.presets import FLASHVIDEO, NANO, RELEASED_REPOSITORY
+from flashvideo.presets import FLASHVIDEO, NANO, RELEASED_FILES, RELEASED_REPOSITORY
 
 NANO_PATH = Path(__file__).parents[1] / "assets" / "nano"
 """Folder of the model that ships inside the package."""
@@ -27,6 +28,7 @@ def model_folder(
     revision: str | None = None,
     text_encoder: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    pipeline: str | None = None,
 ) -> Path:
     """Finds the folder of a model, which for a repository of the hub may mean to download and to convert it.
 
@@ -36,6 +38,7 @@ def model_folder(
         revision: Branch, tag or commit of the repository; its newest if None.
         text_encoder: Repository or folder of the text encoder, for released checkpoints, which come without.
         dtype: Dtype to convert released checkpoints to; as they are if None.
+        pipeline: A pipeline's class that a repository may be of, besides those that are known.
 
     Returns:
         The folder, which holds a `model_index.json`.
@@ -52,11 +55,26 @@ def model_folder(
                 f"{name} is for models of the hub, but {str(model)!r} is a folder on this machine; drop it"
             )
         return folder
-    if not folder.is_dir() and isinstance(named, str) and _REPOSITORY.fullmatch(named):
-        return fetch_model(named, revision=revision, text_encoder=text_encoder, dtype=dtype)
+    if is_repository(model):
+        return fetch_model(
+            str(named), revision=revision, text_encoder=text_encoder, dtype=dtype, pipeline=pipeline
+        )
+    if all((folder / name).is_file() for name in RELEASED_FILES):
+        raise ValueError(
+            f"{str(model)!r} holds checkpoints as the authors released them; convert them once, with "
+            f"`flashvideo convert {model} -o NEW_FOLDER`, and give the new folder"
+        )
     known = ", ".join(repr(name) for name in MODELS)
     problem = "which has no model_index.json" if folder.is_dir() else "and there is no such folder"
     raise ValueError(
         f"model must be one of {known}, a folder with a model_index.json or a repository of the hub such as "
         f"{RELEASED_REPOSITORY!r}, got {str(model)!r}, {problem}"
     )
+
+
+def is_repository(model: str | os.PathLike[str]) -> bool:
+    """Whether a model's name stands for a repository of the hub, and not for what is on this machine."""
+    named = MODELS.get(str(model), model)
+    if not isinstance(named, str) or Path(named).expanduser().is_dir():
+        return False
+    return _REPOSITORY.fullmatch(named) is not None

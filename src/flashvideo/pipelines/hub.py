@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,8 +23,22 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tqdm import tqdm
 
+from flashvideo.models.checkpoint import read_json
+from flashvideo.models.convert_text import (
+    TextEncoderFiles,
+    load_text_config,
+    open_text_encoder,
+    plan_text_encoder,
+    text_encoder_weights,
+)
 from flashvideo.pipelines.cache import CACHE_VARIABLE, INDEX, cache_folder, file_name, make_once
-from flashvideo.pipelines.hub_errors import HubUnreachableError, check_free_space, explained, writing
+from flashvideo.pipelines.hub_errors import (
+    HubUnreachableError,
+    check_free_space,
+    check_free_space_of_both,
+    explained,
+    writing,
+)
 from flashvideo.presets import RELEASED_FILES, TEXT_ENCODER_REPOSITORY
 
 logger = logging.getLogger(__name__)
@@ -37,8 +52,17 @@ PIPELINES = ("FlashVideoPipeline", "CogVideoXPipeline")
 TEXT_FOLDERS = ("text_encoder", "tokenizer")
 """Folders of a pipeline's text encoder; a repository of a T5 alone has everything at its top."""
 
-# What diffusers takes as an argument and `huggingface_hub` from the environment.
-_VARIABLES = {"cache_dir": "HF_HOME", "token": "HF_TOKEN", "local_files_only": "HF_HUB_OFFLINE=1"}
+# What diffusers takes as an argument and `huggingface_hub` otherwise.
+_INSTEAD = {
+    "cache_dir": "set HF_HOME",
+    "token": "set HF_TOKEN",
+    "use_auth_token": "set HF_TOKEN",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "force_download": "delete the repository's folder in the cache of huggingface_hub",
+    "proxies": "set HTTPS_PROXY",
+}
+# A converted model has at least this share of its files' bytes; the rest is Stage I's LoRA, which is merged.
+_LEAST_SHARE = 0.9
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a pipeline or a text encoder is loaded from; the same weights in other formats are left where they are.
 _LOADED = re.compile(r".*\.(json|safetensors|model|txt)")
@@ -65,6 +89,7 @@ def fetch_model(
     revision: str | None = None,
     text_encoder: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    pipeline: str | None = None,
 ) -> Path:
     """Makes a repository's model a folder on this machine.
 
@@ -73,6 +98,7 @@ def fetch_model(
         revision: Branch, tag or commit; the newest if None.
         text_encoder: Repository or folder of the text encoder, for released checkpoints; the presets' if None.
         dtype: Dtype to convert released checkpoints to; as they are if None.
+        pipeline: A pipeline's class that is taken besides `PIPELINES`.
 
     Returns:
         The folder, which holds a `model_index.json`.
@@ -84,7 +110,7 @@ def fetch_model(
     if INDEX in listing.files:
         if text_encoder is not None:
             raise ValueError(f"text_encoder is for released checkpoints, but {repo} has its own; drop it")
-        check_pipeline(download(listing, [INDEX]), repo)
+        check_pipeline(download(listing, [INDEX]), repo, pipeline)
         return download(listing, [name for name in listing.files if _LOADED.fullmatch(name)])
     missing = [name for name in RELEASED_FILES if name not in listing.files]
     if missing:
@@ -95,21 +121,22 @@ def fetch_model(
     return _converted(listing, text_encoder or TEXT_ENCODER_REPOSITORY, dtype)
 
 
-def check_pipeline(folder: Path, name: str | Path) -> str:
+def check_pipeline(folder: Path, name: str | Path, pipeline: str | None = None) -> str:
     """Checks that a folder's `model_index.json` is of a pipeline that can be loaded.
 
     Args:
         folder: The folder.
         name: How the user called it.
+        pipeline: A class that is taken besides `PIPELINES`.
 
     Returns:
         The pipeline's class name.
 
     Raises:
-        ValueError: If it is of another pipeline.
+        ValueError: If it is of another pipeline, or the file cannot be read.
     """
-    found = json.loads((folder / INDEX).read_text()).get("_class_name")
-    if found not in PIPELINES:
+    found = read_json(folder / INDEX).get("_class_name")
+    if found not in (*PIPELINES, pipeline) or found is None:
         raise ValueError(f"{name} must be a model of {' or '.join(PIPELINES)}, got one of {found}")
     return str(found)
 
@@ -120,9 +147,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If one is given.
     """
-    for name, variable in _VARIABLES.items():
-        if options.get(name):
-            raise ValueError(f"{name} is not taken here, got {options[name]!r}; set {variable} instead")
+    for name, instead in _INSTEAD.items():
+        if options.get(name):  # the value may be a secret
+            raise ValueError(f"{name} is not taken for a model of the hub; {instead} instead")
 
 
 def look_up(repo: str, revision: str | None = None) -> Listing:
@@ -140,8 +167,8 @@ def look_up(repo: str, revision: str | None = None) -> Listing:
         ValueError: If the hub has no such repository or revision, or refuses it.
     """
     memory = cache_folder() / "listings" / f"{file_name(repo)}@{file_name(revision or 'main')}.json"
-    if revision is not None and _COMMIT.fullmatch(revision) and memory.is_file():
-        return Listing(**json.loads(memory.read_text()))
+    if revision is not None and _COMMIT.fullmatch(revision) and (known := _read(memory)) is not None:
+        return known
     try:
         with explained(repo, revision=revision):
             info = HfApi().model_info(
@@ -165,8 +192,8 @@ def look_up(repo: str, revision: str | None = None) -> Listing:
 
 def _remembered(memory: Path, repo: str, revision: str | None) -> Listing | None:
     """The listing of an earlier look, or else of what `huggingface_hub` has in its cache by itself."""
-    if memory.is_file():
-        return Listing(**json.loads(memory.read_text()))
+    if (known := _read(memory)) is not None:
+        return known
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -179,11 +206,30 @@ def _remembered(memory: Path, repo: str, revision: str | None) -> Listing | None
     return Listing(repo=repo, commit=folder.name, files=files) if whole or text else None
 
 
+def _read(memory: Path) -> Listing | None:
+    """A listing that was written; one that cannot be read counts as not there."""
+    try:
+        content = json.loads(memory.read_text())
+        listing = Listing(**content)
+        return listing if isinstance(listing.files, dict) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.info("%s cannot be read (%s); asking the hub again", memory, error)
+        return None
+
+
 def _write(memory: Path, listing: Listing) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a listing; where that cannot be done, the hub is asked again by the next start."""
     unfinished = memory.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(asdict(listing)))
-    unfinished.replace(memory)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(asdict(listing)))
+        unfinished.replace(memory)
+    except OSError as error:
+        logger.info("what %s holds is not remembered: %s", listing.repo, error)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def download(listing: Listing, names: Iterable[str]) -> Path:
@@ -201,9 +247,7 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
     """
     repo, commit = listing.repo, listing.commit
     wanted = list(names)
-    missing = [name for name in wanted if not isinstance(_cached(listing, name), str)]
-    num_bytes = sum(listing.files[name] or 0 for name in missing)
-    if num_bytes:
+    if num_bytes := num_missing_bytes(listing, wanted):
         check_free_space(
             Path(constants.HF_HUB_CACHE), num_bytes, f"the download of {repo}", variable="HF_HOME"
         )
@@ -219,6 +263,12 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
         folder = path.parents[name.count("/")]
     assert folder is not None
     return folder
+
+
+def num_missing_bytes(listing: Listing, names: Iterable[str]) -> int:
+    """Bytes of a repository's files that are not in `huggingface_hub`'s cache yet."""
+    missing = [name for name in names if not isinstance(_cached(listing, name), str)]
+    return sum(listing.files[name] or 0 for name in missing)
 
 
 def _cached(listing: Listing, name: str) -> object:
@@ -237,8 +287,10 @@ def _converted(listing: Listing, text_encoder: str | Path, dtype: torch.dtype | 
         # Here and not above: what converts knows the pipeline, and the pipeline knows this module.
         from flashvideo.pipelines.released import ReleasedFiles, convert_released
 
+        source = find_text_encoder(text_encoder)
+        _check_room(listing, source, dtype)
         checkpoints = download(listing, RELEASED_FILES)
-        text = fetch_text_encoder(text_encoder)
+        text = source if isinstance(source, Path) else download(source.listing, source.names)
         logger.warning("converting %s into %s, once; this takes a while", listing.repo, folder)
         with (
             writing(f"{listing.repo}, converted,", cache_folder(), variable=CACHE_VARIABLE),
@@ -250,21 +302,36 @@ def _converted(listing: Listing, text_encoder: str | Path, dtype: torch.dtype | 
     return make_once(folder, make, what=f"{listing.repo} in {kind}")
 
 
-def fetch_text_encoder(source: str | Path) -> Path:
-    """Finds a text encoder and its tokenizer.
+@dataclass(frozen=True, kw_only=True)
+class RemoteTextEncoder:
+    """A text encoder of a repository.
+
+    Attributes:
+        listing: The repository.
+        names: Files of the text encoder and its tokenizer.
+    """
+
+    listing: Listing
+    names: tuple[str, ...]
+
+
+def find_text_encoder(source: str | Path) -> Path | RemoteTextEncoder:
+    """Finds a text encoder and its tokenizer, and downloads nothing.
 
     Args:
         source: A folder, or a repository: of a pipeline with the folders `text_encoder` and `tokenizer`, or of a T5
             with both at its top.
 
     Returns:
-        The folder, on this machine, of the same layout.
+        The folder, of which all but the numbers is checked; or the files of the repository.
 
     Raises:
-        ValueError: If there is no such text encoder, or it cannot be downloaded.
+        ValueError: If there is no such text encoder.
     """
     folder = Path(source).expanduser()
     if folder.is_dir() or isinstance(source, Path):
+        model = TextEncoderFiles.find(folder).model
+        plan_text_encoder(open_text_encoder(model).specs, load_text_config(model))
         return folder
     listing = look_up(source)
     inside = [name for name in listing.files if name.startswith(tuple(f"{part}/" for part in TEXT_FOLDERS))]
@@ -276,7 +343,25 @@ def fetch_text_encoder(source: str | Path) -> Path:
         raise ValueError(
             f"{source} must hold the weights of a text encoder, got none; use {TEXT_ENCODER_REPOSITORY}"
         )
-    return download(listing, names)
+    return RemoteTextEncoder(listing=listing, names=tuple(names))
+
+
+def _check_room(listing: Listing, text: Path | RemoteTextEncoder, dtype: torch.dtype | None) -> None:
+    """Checks that the disks have room for what is still to be downloaded, and for what is made of it."""
+    sizes = [listing.files[name] or 0 for name in RELEASED_FILES]
+    downloads = num_missing_bytes(listing, RELEASED_FILES)
+    if isinstance(text, Path):
+        sizes += [file.stat().st_size for file in text_encoder_weights(TextEncoderFiles.find(text).model)]
+    else:
+        sizes += [text.listing.files[name] or 0 for name in text.names]
+        downloads += num_missing_bytes(text.listing, text.names)
+    # The files tell their dtype when they are here: at most float32. A merged LoRA takes no room.
+    share = _LEAST_SHARE if dtype is None else _LEAST_SHARE * min(1.0, dtype.itemsize / 4)
+    check_free_space_of_both(
+        (Path(constants.HF_HUB_CACHE), downloads, "HF_HOME"),
+        (cache_folder(), int(sum(sizes) * share), CACHE_VARIABLE),
+        f"the download and conversion of {listing.repo}",
+    )
 
 
 def _text_name(source: str | Path) -> str:
@@ -284,8 +369,10 @@ def _text_name(source: str | Path) -> str:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return file_name(str(source))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    facts = [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in TextEncoderFiles.find(folder).read
+    ]
     return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:12]
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # of the HTTP library that huggingface_hub uses, which differs between its versions
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -45,6 +46,11 @@ def explained(repo: str, *, revision: str | None = None, file: str | None = None
     what = f"{file} of {repo}" if file else repo
     try:
         yield
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo!r} is no folder on this machine, nor can it be a repository of the hub; give a folder that is "
+            "there, or OWNER/NAME"
+        ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise _unreachable(what, error) from error
     except HfHubHTTPError as error:
@@ -83,6 +89,8 @@ def writing(what: str, folder: Path, *, variable: str) -> Iterator[None]:
     """
     try:
         yield
+    except TimeoutError:  # of a lock that another process holds, which is no matter of the disk
+        raise
     except OSError as error:
         raise _broken(what, error, folder, variable) from error
 
@@ -162,13 +170,35 @@ def check_free_space(folder: Path, num_bytes: int, what: str, *, variable: str) 
     Raises:
         ValueError: If they do not fit.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     if num_bytes > free:
         raise ValueError(
             f"{what} needs {_gigabytes(num_bytes)} of disk in {folder}, which has {_gigabytes(free)} left; free some "
             f"space, or set {variable} to a folder on another disk"
         )
+
+
+def check_free_space_of_both(one: tuple[Path, int, str], other: tuple[Path, int, str], what: str) -> None:
+    """Checks that two folders have room, which may lie on one disk.
+
+    Args:
+        one: Folder, bytes that go there, and the environment variable that moves it elsewhere.
+        other: The same of the other.
+        what: What they are, for the sentence.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    if _existing(one[0]).stat().st_dev == _existing(other[0]).stat().st_dev:
+        check_free_space(one[0], one[1] + other[1], what, variable=f"{one[2]} or {other[2]}")
+        return
+    for folder, num_bytes, variable in (one, other):
+        check_free_space(folder, num_bytes, what, variable=variable)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _gigabytes(num_bytes: int) -> str:

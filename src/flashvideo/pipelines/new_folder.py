@@ -28,7 +28,7 @@ def new_folder(output: str | Path, num_bytes: int) -> Iterator[Path]:
     Raises:
         ValueError: If the output holds something, its place cannot be written, or the disk has no room.
     """
-    output = Path(output).absolute()
+    output = Path(output).expanduser().absolute()
     check_new(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     check_room(output.parent, num_bytes)
@@ -52,10 +52,17 @@ def check_new(output: Path) -> None:
     """Check that a folder can be made without replacing anything.
 
     Raises:
-        ValueError: If there is something.
+        ValueError: If there is something, or a file where a folder above it should be.
     """
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
+    if output.is_symlink():
+        raise ValueError(
+            f"{output} is a symbolic link, expected a new folder; name the folder that it leads to"
+        )
+    if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, expected a new folder; choose another name")
+    above = next(path for path in output.parents if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"{output} cannot be made, since {above} is a file; choose another name")
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(
             f"{output} is there already and holds files; choose a new folder, or delete it first"

@@ -7,7 +7,7 @@ and settings from the preset. `flashvideo.pipelines.export` is the way back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -43,10 +43,16 @@ from flashvideo.models.lora import (
 )
 from flashvideo.models.recipe import Recipe, State, build_specs, empty_model
 from flashvideo.models.shards import MAX_SHARD_BYTES, write_weights
+from flashvideo.models.strictness import raise_if
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.new_folder import check_new, new_folder
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.presets import FLASHVIDEO, RELEASED_FILES
+from flashvideo.presets import (
+    FLASHVIDEO,
+    RELEASED_FILES,
+    RELEASED_STAGE1_TRANSFORMER,
+    RELEASED_STAGE2_TRANSFORMER,
+)
 from flashvideo.schedule import FlashVideoScheduler
 
 STAGE1_FILE, STAGE2_FILE, VAE_FILE = RELEASED_FILES
@@ -78,7 +84,7 @@ class ReleasedFiles:
         Raises:
             ValueError: If one is missing; all missing ones are named.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         names = (STAGE1_FILE, STAGE2_FILE, VAE_FILE)
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder, expected one with {', '.join(names)}")
@@ -192,7 +198,8 @@ def convert_released(
     """
     if lora not in LORA_MODES:
         raise ValueError(f"lora must be one of {', '.join(LORA_MODES)}, got {lora!r}")
-    check_new(Path(output).absolute())
+    output = Path(output).expanduser()
+    check_new(output.absolute())
     models: dict[str, Any] = {}
     stage1, adapter = _plan_stage(files.stage1, 1, models, dtype=dtype, merge_lora=lora == "merge")
     stage2, _ = _plan_stage(files.stage2, 2, models, dtype=dtype, merge_lora=True)
@@ -201,7 +208,7 @@ def convert_released(
     if text_encoder is not None:
         found = TextEncoderFiles.find(text_encoder)
         parts.append(_plan_text(found, models, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, trust_remote_code=False)
     _check_fit(models, text_encoder)
     pipeline = _describe(models, tokenizer, with_lora=adapter is not None)
 
@@ -211,10 +218,10 @@ def convert_released(
             _write_part(part, folder / part.name, models.get(part.name), progress)
         _write_rest(pipeline, folder)
     return ConversionReport(
-        output=Path(output),
+        output=output,
         num_bytes={part.name: part.num_bytes for part in parts},
         dropped={part.name: part.dropped for part in parts if part.dropped},
-        notes=_notes(stage1, adapter, text_encoder),
+        notes=(*_notes(stage1, adapter, text_encoder), *_unreleased_sizes(models)),
     )
 
 
@@ -237,6 +244,7 @@ def _plan_stage(
         model = empty_model(FlashVideoTransformer3DModel, config)
         back = plan_reference_transformer(model.state_dict())
         check_complete(plan, sources.specs, model, back, "it")
+        _check_num_layers(config)
         wanted = stage == 2
         if (config["noise_step_embed"], config["num_frames_embed"]) != (wanted, wanted):
             what = "lacks an embedder of Stage II" if wanted else "has an embedder of Stage II"
@@ -251,6 +259,19 @@ def _plan_stage(
     lora = {PEFT_PREFIX + key: recipe for key, recipe in plan.lora.items()}
     adapter = _part(LORA_FOLDER, sources, Plan(weights=lora, dropped={}), dtype)
     return part, dataclasses.replace(adapter, adapter=settings)
+
+
+def _check_num_layers(config: Mapping[str, Any]) -> None:
+    """Check a transformer of a released model's width for its depth; a lost last layer leaves no other trace."""
+    sides = ("num_attention_heads", "attention_head_dim")
+    for released in (RELEASED_STAGE1_TRANSFORMER, RELEASED_STAGE2_TRANSFORMER):
+        if all(config[name] == released[name] for name in sides):
+            found, expected = config["num_layers"], released["num_layers"]
+            if found != expected:
+                raise ValueError(
+                    f"it has {found} layers of {config['num_attention_heads']} heads, expected {expected} as released; "
+                    "download it again"
+                )
 
 
 def _plan_vae(path: Path, models: dict[str, Any], dtype: torch.dtype | None) -> Part:
@@ -270,11 +291,23 @@ def _plan_text(files: TextEncoderFiles, models: dict[str, Any], dtype: torch.dty
     config = load_text_config(files.model)
     sources = open_text_encoder(files.model)
     plan = plan_text_encoder(sources.specs, config)
+    if dtype is not None:
+        config.dtype = dtype
     models["text_encoder"] = empty_model(T5EncoderModel, {"config": config})
     return _part("text_encoder", sources, plan, dtype)
 
 
 def _part(name: str, sources: Checkpoint, plan: Plan, dtype: torch.dtype | None) -> Part:
+    keys = dict.fromkeys(key for recipe in plan.weights.values() for key in recipe.sources)
+    dtypes = {key: sources.specs[key].dtype for key in keys}
+    raise_if(
+        (
+            f"{key} is of dtype {str(found).removeprefix('torch.')}"
+            for key, found in dtypes.items()
+            if not found.is_floating_point
+        ),
+        f"the weights of {sources} must be floating-point numbers",
+    )
     specs = build_specs(plan.weights, sources.specs, dtype)
     return Part(
         name=name, sources=sources, recipes=plan.weights, specs=specs, dropped=plan.dropped, dtype=dtype
@@ -359,3 +392,14 @@ def _notes(stage1: Part, adapter: Part | None, text_encoder: Path | None) -> tup
     elif not any(recipe.lora for recipe in stage1.recipes.values()):
         notes.append("Stage I's file holds no LoRA; its weights were taken as they are")
     return tuple(notes)
+
+
+def _unreleased_sizes(models: Mapping[str, Any]) -> Iterator[str]:
+    """What was read off the weights of transformers that are not of the released size, where nothing can check it."""
+    for stage, released in ((1, RELEASED_STAGE1_TRANSFORMER), (2, RELEASED_STAGE2_TRANSFORMER)):
+        config = models[f"stage{stage}_transformer"].config
+        if config.num_attention_heads != released["num_attention_heads"]:
+            yield (
+                f"Stage {'I' * stage} is not of the released size; its file has {config.num_layers} layers of "
+                + (f"{config.num_attention_heads} heads, which should be all of them")
+            )

@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 
-from flashvideo.models.lora import ADAPTER_NAME, load_adapter
+from flashvideo.models.lora import ADAPTER_NAME, adapter_folder, load_adapter
 from flashvideo.pipelines.base import PlannedPipeline, StagePipeline
-from flashvideo.pipelines.cogvideox import cogvideox_components
-from flashvideo.pipelines.folders import model_folder
+from flashvideo.pipelines.cogvideox import (
+    COGVIDEOX_PIPELINE,
+    check_cogvideox_options,
+    cogvideox_components,
+)
+from flashvideo.pipelines.folders import is_repository, model_folder
 from flashvideo.pipelines.hub import check_options, check_pipeline
 from flashvideo.pipelines.inputs import check_count, or_default
 from flashvideo.pipelines.preview import PreviewState
@@ -22,6 +27,7 @@ from flashvideo.pipelines.sizes import enlarged_size, final_size, preview_size
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
+from flashvideo.pipelines.whole_weights import check_whole
 from flashvideo.shapes import vae_factors
 
 StageT = TypeVar("StageT", bound=StagePipeline)
@@ -67,7 +73,7 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
             ImportError: If there is one and peft is not installed.
         """
         given = pretrained_model_name_or_path
-        if not Path(given).is_dir():
+        if is_repository(given):
             check_options(kwargs)
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         folder = model_folder(
@@ -75,14 +81,20 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
             revision=revision,
             text_encoder=text_encoder_source,
             dtype=dtype if isinstance(dtype, torch.dtype) else None,
+            pipeline=cls.__name__,
         )
-        if check_pipeline(folder, str(given)) != cls.__name__:
-            components = {name: value for name, value in kwargs.items() if not name.endswith("dtype")}
-            return cls(**cogvideox_components(folder, dtype=dtype) | components)
+        kind = check_pipeline(folder, str(given), cls.__name__)
+        if kwargs.get("variant") is None:  # those lie under other names, which diffusers knows
+            check_whole(folder, given=kwargs)
+        if kind == COGVIDEOX_PIPELINE:
+            parts = inspect.signature(cls.__init__).parameters
+            components = {name: value for name, value in kwargs.items() if name in parts}
+            check_cogvideox_options({name: kwargs[name] for name in kwargs.keys() - parts.keys()})
+            return cls(**cogvideox_components(folder, dtype=dtype, given=components))
         pipeline: Self = super().from_pretrained(folder, **kwargs)
         missing = pipeline.config.stage1_lora is not None and not pipeline.has_lora
         if missing and pipeline.stage1_transformer is not None:
-            load_adapter(pipeline.stage1_transformer, folder / pipeline.config.stage1_lora)
+            load_adapter(pipeline.stage1_transformer, adapter_folder(folder, pipeline.config.stage1_lora))
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

@@ -46,7 +46,7 @@ def assemble(vae: Path, stage1: Path, stage2: Path, preset: Preset = NANO) -> Fl
         stage2=dataclasses.replace(preset.stage2, latent_scale=scale),
     )
     return FlashVideoPipeline(
-        tokenizer=AutoTokenizer.from_pretrained(stage1 / "tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(stage1 / "tokenizer", trust_remote_code=False),
         text_encoder=T5EncoderModel.from_pretrained(stage1 / "text_encoder", torch_dtype=dtype),
         vae=autoencoder,
         stage1_transformer=FlashVideoTransformer3DModel.from_pretrained(
