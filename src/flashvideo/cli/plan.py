@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> Result:
     device = choose_device(arguments.device)
     on_host = arguments.vram is None and device.type == "cpu"
     plan = plan_memory(
-        Footprint(configs, dtype, weights=arguments.weights),
+        Footprint(configs, dtype, weights=arguments.weights, on_host=on_host),
         workload,
         int(arguments.vram * GIB) if arguments.vram is not None else free_bytes(device),
         may_offload=not on_host,

@@ -47,6 +47,9 @@ from flashvideo.vae.layers import Workspace, decode_chunk, encode_chunk
 class AllocationTracker(TorchDispatchMode):
     """Within its block, adds up the tensors that are alive; those from before the block do not count.
 
+    Args:
+        on_host: Whether to count what the processor's attention kernel copies.
+
     Example:
         >>> import torch
         >>> with AllocationTracker() as tracker:
@@ -57,8 +60,9 @@ class AllocationTracker(TorchDispatchMode):
         40
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_host: bool = False) -> None:
         super().__init__()
+        self._on_host = on_host
         self.peak_bytes = 0
         """The most that was alive at once."""
 
@@ -90,6 +94,10 @@ class AllocationTracker(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             # Kernels rearrange their input into blocks of channels, in a copy of its own; in 16 bits the output too.
             copies = inputs[0].nbytes + (outputs[0].nbytes if outputs[0].itemsize == 2 else 0)
+            self.peak_bytes = max(self.peak_bytes, self._alive_bytes[0] + copies)
+        elif func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default and self._on_host:
+            # In 16 bits the processor's kernel packs keys and values anew.
+            copies = sum(tensor.nbytes for tensor in inputs[1:3]) if inputs[1].itemsize == 2 else 0
             self.peak_bytes = max(self.peak_bytes, self._alive_bytes[0] + copies)
         return result
 
@@ -225,10 +233,14 @@ class Footprint:
         configs: The model.
         dtype: What its weights and activations are stored in.
         weights: How the transformers' weights are stored, see `flashvideo.pipelines.quantization.WEIGHTS`.
+        on_host: Whether the work is done by the host's processor, whose kernels make copies of their own.
     """
 
-    def __init__(self, configs: ModelConfigs, dtype: torch.dtype, *, weights: str = "full") -> None:
+    def __init__(
+        self, configs: ModelConfigs, dtype: torch.dtype, *, weights: str = "full", on_host: bool = False
+    ) -> None:
         self.configs = configs
+        self._on_host = on_host
         self.dtype = dtype
         self._kind = weights
         self._mode = FakeTensorMode()
@@ -373,7 +385,7 @@ class Footprint:
         """What the work allocates at its peak, beyond the weights and what it was given."""
         with self._mode, torch.no_grad():
             given = prepare()
-            with AllocationTracker() as tracker:
+            with AllocationTracker(on_host=self._on_host) as tracker:
                 work(given)
         return Peak(device_bytes=tracker.peak_bytes)
 

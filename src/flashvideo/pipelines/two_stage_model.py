@@ -259,7 +259,12 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         self.weights = weights
         self._memory = DeviceMemory(
             {name: network for name, network in networks.items() if network is not None},
-            Footprint(ModelConfigs.of(self), self.stage1_transformer.dtype, weights=weights),
+            Footprint(
+                ModelConfigs.of(self),
+                self.stage1_transformer.dtype,
+                weights=weights,
+                on_host=device.type == "cpu",
+            ),
             device,
             budget_bytes=budget_bytes,
         )
