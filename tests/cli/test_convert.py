@@ -25,7 +25,8 @@ def test_convert_says_what_it_wrote_and_counts_what_it_left_out(call, files, tmp
     assert lines[1] == "GB: stage1_transformer 0.00, stage2_transformer 0.00, vae 0.01"
     assert lines[2].startswith("left out 2 keys")
     assert lines[3].startswith("note: there is no text encoder")
-    assert lines[4].startswith("seconds: convert ")
+    assert lines[4].startswith("note: Stage I is not of the released size")
+    assert lines[6].startswith("seconds: convert ")
     assert (tmp_path / "model" / "model_index.json").is_file()
 
 

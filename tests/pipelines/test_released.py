@@ -116,7 +116,8 @@ def test_the_report_names_parts_and_what_was_left_out(released, tmp_path):
     assert "never used" in report.dropped["stage1_transformer"][UNUSED]
     assert report.num_dropped == 2
     assert "no text encoder" in report.notes[0]
-    assert report.notes[1].endswith("2 layers of 2 heads, which should be all of them")
+    assert report.notes[1].endswith("2 layers of 2 heads and a LoRA of rank 4, which should be all of them")
+    assert report.notes[2].endswith("2 layers of 2 heads, which should be all of them")
 
 
 def test_a_pipeline_without_a_text_encoder_says_so_when_it_gets_a_prompt(released, tmp_path):

@@ -221,7 +221,10 @@ def convert_released(
         output=output,
         num_bytes={part.name: part.num_bytes for part in parts},
         dropped={part.name: part.dropped for part in parts if part.dropped},
-        notes=(*_notes(stage1, adapter, text_encoder), *_unreleased_sizes(models)),
+        notes=(
+            *_notes(stage1, adapter, text_encoder),
+            *_unreleased_sizes(models, _lora_rank(stage1, adapter)),
+        ),
     )
 
 
@@ -394,12 +397,20 @@ def _notes(stage1: Part, adapter: Part | None, text_encoder: Path | None) -> tup
     return tuple(notes)
 
 
-def _unreleased_sizes(models: Mapping[str, Any]) -> Iterator[str]:
+def _unreleased_sizes(models: Mapping[str, Any], rank: int | None) -> Iterator[str]:
     """What was read off the weights of transformers that are not of the released size, where nothing can check it."""
     for stage, released in ((1, RELEASED_STAGE1_TRANSFORMER), (2, RELEASED_STAGE2_TRANSFORMER)):
         config = models[f"stage{stage}_transformer"].config
         if config.num_attention_heads != released["num_attention_heads"]:
+            lora = f" and a LoRA of rank {rank}" if stage == 1 and rank is not None else ""
             yield (
                 f"Stage {'I' * stage} is not of the released size; its file has {config.num_layers} layers of "
-                + (f"{config.num_attention_heads} heads, which should be all of them")
+                f"{config.num_attention_heads} heads{lora}, which should be all of them"
             )
+
+
+def _lora_rank(stage1: Part, adapter: Part | None) -> int | None:
+    if adapter is not None and adapter.adapter is not None:
+        return int(adapter.adapter["r"])
+    downs = (recipe.lora.down for recipe in stage1.recipes.values() if recipe.lora)
+    return next((stage1.sources.specs[key].shape[0] for key in downs), None)
