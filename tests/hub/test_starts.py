@@ -43,6 +43,12 @@ def several(*commands):
     return ["-c", SEVERAL.format(commands=commands)]
 
 
+def sentences(process):
+    """What a process wrote to stderr, without the warnings about the toy's sizes."""
+    lines = process.communicate(timeout=120)[1].splitlines()
+    return [line for line in lines if "is outside what flashvideo is made for" not in line]
+
+
 @pytest.mark.slow  # two processes that import torch
 def test_failed_concurrent_and_later_starts(hub, start, tmp_path, caplog):
     """A process fails three times, then makes the model while this one waits for it; another one needs no hub."""
@@ -59,7 +65,7 @@ def test_failed_concurrent_and_later_starts(hub, start, tmp_path, caplog):
     )
     assert "converting" not in caplog.text and (folder / "model_index.json").is_file()
 
-    lines = first.communicate(timeout=120)[1].splitlines()
+    lines = sentences(first)
     assert lines[1::2] == ["exit 1"] * 3 + ["exit 0"], lines
     assert "error: there is no repository no/where on http" in lines[0]
     assert "error: FoundationVision/FlashVideo has no revision 'v9'" in lines[2]
@@ -69,7 +75,7 @@ def test_failed_concurrent_and_later_starts(hub, start, tmp_path, caplog):
 
     hub.requests.clear()
     later = start(several([*PREVIEW, *out], unknown), HF_HUB_OFFLINE="1")
-    lines = later.communicate(timeout=120)[1].splitlines()
+    lines = sentences(later)
     assert [lines[0], *lines[2:]] == ["exit 0", "exit 1"], lines
     assert lines[1].startswith("flashvideo: error: no/where is not on this machine yet, and HF_HUB_OFFLINE")
     assert hub.requests == []
