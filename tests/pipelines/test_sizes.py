@@ -269,9 +269,9 @@ def test_an_enlarged_size_that_does_not_cover_the_target_is_refused():
     [
         ((16, 24), (33, 49), None),
         ((272, 480), (1088, 1920), None),
-        ((272, 480), (1080, 1920), "changes its shape, from 272x480 to 1080x1920: it is stretched"),
-        ((16, 24), (32, 32), "changes its shape, from 16x24 to 32x32: it is stretched"),
-        ((32, 48), (16, 24), "shrinks, from 32x48 to 16x24: what it shows is lost"),
+        ((272, 480), (1080, 1920), "changes its shape, from 480x272 to 1920x1080: it is stretched"),
+        ((16, 24), (32, 32), "changes its shape, from 24x16 to 32x32: it is stretched"),
+        ((32, 48), (16, 24), "shrinks, from 48x32 to 24x16: what it shows is lost"),
     ],
 )
 def test_nothing_is_stretched_or_shrunk_in_silence(pipeline, caplog, before, after, message):
