@@ -86,4 +86,4 @@ def test_the_rotary_tables_equal_the_references(golden, case, size):
 
 
 def without_lora(state):
-    return {key: tensor for key, tensor in state.items() if ".matrix_" not in key}
+    return {key.replace(".original", ""): tensor for key, tensor in state.items() if ".matrix_" not in key}
