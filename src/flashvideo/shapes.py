@@ -46,6 +46,21 @@ def vae_factors(vae_config: Mapping[str, Any]) -> tuple[int, int]:
     return int(vae_config["temporal_compression_ratio"]), 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
+def pixels_per_token(vae_config: Mapping[str, Any], patch_size: int) -> int:
+    """Pixels along a side of what one token stands for: spatial compression times patch size."""
+    return vae_factors(vae_config)[1] * patch_size
+
+
+def next_multiple(number: int, step: int) -> int:
+    """The least multiple of ``step`` that is no less than ``number``."""
+    return -(-number // step) * step
+
+
+def next_num_frames(num_frames: int, *, vae_config: Mapping[str, Any]) -> int:
+    """The least count that is no less than ``num_frames`` and one more than a multiple of temporal compression."""
+    return 1 + next_multiple(num_frames - 1, vae_factors(vae_config)[0])
+
+
 def latent_shape(
     num_frames: int, height: int, width: int, *, vae_config: Mapping[str, Any], patch_size: int = 1
 ) -> LatentShape:
@@ -93,8 +108,7 @@ def check_size(height: int, width: int, *, vae_config: Mapping[str, Any], patch_
     Raises:
         ValueError: If one is not, with the nearest valid size.
     """
-    _, spatial = vae_factors(vae_config)
-    multiple = spatial * patch_size
+    multiple = pixels_per_token(vae_config, patch_size)
     if height < multiple or width < multiple or height % multiple or width % multiple:
         nearest = tuple(multiple * max(1, round(side / multiple)) for side in (height, width))
         raise ValueError(

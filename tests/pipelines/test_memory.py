@@ -7,8 +7,9 @@ import torch
 
 from flashvideo.pipelines import stage2_steps
 from flashvideo.pipelines.device_memory import DeviceMemory, free_bytes, host_reserve, is_out_of_memory
+from flashvideo.pipelines.devices import GIB
 from flashvideo.pipelines.footprint import AllocationTracker, Footprint, ModelConfigs
-from flashvideo.pipelines.memory import GIB, PHASES, Measures, plan_memory
+from flashvideo.pipelines.memory import PHASES, Measures, plan_memory
 from flashvideo.pipelines.workload import Workload
 
 FULL_HD = Workload(preview=(49, 272, 480), video=(49, 1088, 1920))

@@ -123,12 +123,11 @@ def count_windows(
 ) -> int:
     """Returns how many windows a clip goes through at Stage II; with the model's own window where None is given."""
     from flashvideo.pipelines.settings import complete_windows
-    from flashvideo.shapes import vae_factors
+    from flashvideo.shapes import next_num_frames
 
     if settings is None:
         window, overlap = complete_windows(None, None, preset=pipeline.preset, vae=pipeline.vae)
     else:
         window, overlap = settings.window, settings.overlap
-    temporal, _ = vae_factors(pipeline.vae.config)
-    padded = 1 + -(-(num_frames - 1) // temporal) * temporal
+    padded = next_num_frames(num_frames, vae_config=pipeline.vae.config)
     return 1 + max(0, -(-(padded - window) // (window - overlap)))

@@ -59,9 +59,10 @@ def run(arguments: argparse.Namespace) -> Result:
         ValueError: In one sentence, what is wrong.
     """
     from flashvideo.pipelines.device_memory import free_bytes, host_reserve
-    from flashvideo.pipelines.footprint import Footprint
-    from flashvideo.pipelines.loading import choose_device, choose_dtype
-    from flashvideo.pipelines.memory import DEVICE_RESERVE_BYTES, GIB, plan_memory
+    from flashvideo.pipelines.devices import GIB, choose_device
+    from flashvideo.pipelines.footprint import footprint_of
+    from flashvideo.pipelines.loading import choose_dtype
+    from flashvideo.pipelines.memory import DEVICE_RESERVE_BYTES, plan_memory
 
     configs = read_configs(arguments.model)
     dtype = choose_dtype(arguments.dtype)
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> Result:
     device = choose_device(arguments.device)
     on_host = arguments.vram is None and device.type == "cpu"
     plan = plan_memory(
-        Footprint(configs, dtype, weights=arguments.weights, on_host=on_host),
+        footprint_of(configs, dtype, weights=arguments.weights, on_host=on_host),
         workload,
         int(arguments.vram * GIB) if arguments.vram is not None else free_bytes(device),
         may_offload=not on_host,
@@ -120,19 +121,18 @@ def workload_of(arguments: argparse.Namespace, configs: ModelConfigs) -> Workloa
     """
     from flashvideo.pipelines.inputs import or_default
     from flashvideo.pipelines.workload import Workload
-    from flashvideo.shapes import check_num_frames, vae_factors
+    from flashvideo.shapes import check_num_frames, next_multiple, pixels_per_token
 
     preset = configs.preset
     if configs.stage2_transformer is None:
         raise ValueError(f"the model {arguments.model!r} has no Stage II; plan is for models of two stages")
     num_frames = or_default(arguments.frames, preset.stage1.num_frames)
     check_num_frames(num_frames, vae_config=configs.vae)
-    _, spatial = vae_factors(configs.vae)
-    multiple = spatial * int(configs.stage1_transformer["patch_size"])
+    multiple = pixels_per_token(configs.vae, int(configs.stage1_transformer["patch_size"]))
     size = named_size(arguments.size, portrait=arguments.portrait, preset=preset)
     preview = preview_size(*size, preset=preset, multiple=multiple)
     enlarged = enlarged_size(preview, size, preset=preset, multiple=multiple)
-    height, width = (-(-side // multiple) * multiple for side in enlarged)
+    height, width = (next_multiple(side, multiple) for side in enlarged)
     return Workload(
         preview=(num_frames, *preview),
         video=(min(num_frames, preset.stage1.num_frames), height, width),

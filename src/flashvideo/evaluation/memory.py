@@ -21,12 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
-from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.evaluation.phases import random_pipeline
 from flashvideo.pipelines.footprint import Footprint, ModelConfigs, Peak
-from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
-from flashvideo.presets import FLASHVIDEO
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.vae.layers import THRIFTS
 
@@ -62,6 +59,7 @@ def small_configs() -> ModelConfigs:
         released,
         text_encoder=None,
         vae={**released.vae, "block_out_channels": (32, 64, 64, 128), "layers_per_block": 1},
+        stage1_transformer={**released.stage1_transformer, **small},
         stage2_transformer={**(released.stage2_transformer or {}), **small},
     )
 
@@ -101,28 +99,20 @@ def prepare(case: Case) -> Callable[[], object]:
     """Builds a network of random weights and its input; returns the work."""
     torch.manual_seed(0)
     configs, dtype = small_configs(), getattr(torch, case.dtype)
-    vae = Footprint(configs, dtype)._build_vae().to(dtype).eval()
+    pipeline = random_pipeline(configs, dtype)
     num_frames, height, width = case.size
     latent_shape = (1, 1 + (num_frames - 1) // 4, 16, height // 8, width // 8)
     if case.work == "encode":
         pixels = torch.rand(1, num_frames, 3, height, width) * 2 - 1
-        return lambda: encode_pixels(vae, pixels, scale=1.0, thrift=thrift_of(case))
+        return lambda: encode_pixels(pipeline.vae, pixels, scale=1.0, thrift=thrift_of(case))
     if case.work == "decode":
         latents = torch.randn(latent_shape)
-        return lambda: decode_latents(vae, latents, scale=1.0, thrift=thrift_of(case))
-    transformer = FlashVideoTransformer3DModel.from_config(configs.stage2_transformer).to(dtype).eval()
-    stage2 = FlashVideoEnhancePipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae,
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        preset=FLASHVIDEO,
-    )
+        return lambda: decode_latents(pipeline.vae, latents, scale=1.0, thrift=thrift_of(case))
+    stage2 = pipeline.stage2
     if "in turn" in case.measure:
         stage2.enable_sequential_guidance()
     if "512" in case.measure:
-        transformer.enable_forward_chunking(512)
+        stage2.transformer.enable_forward_chunking(512)
     latents, text = torch.randn(latent_shape), torch.randn(1, 64, 64).to(dtype)
     return lambda: stage2.predict_velocity(
         latents, text, torch.tensor(500.0), guidance_scale=GUIDANCE_SCALE, noise_step=675

@@ -26,10 +26,11 @@ from transformers import T5Config, T5EncoderModel
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.device_memory import DeviceMemory
+from flashvideo.pipelines.devices import GIB, choose_device
 from flashvideo.pipelines.embeds import PromptEmbeds
 from flashvideo.pipelines.footprint import ModelConfigs
-from flashvideo.pipelines.loading import choose_device, choose_dtype
-from flashvideo.pipelines.memory import GIB, Measures
+from flashvideo.pipelines.loading import choose_dtype
+from flashvideo.pipelines.memory import Measures
 from flashvideo.pipelines.quantization import quantize
 from flashvideo.pipelines.sizes import REFERENCE, named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline

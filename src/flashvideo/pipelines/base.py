@@ -12,7 +12,7 @@ from flashvideo.flow import guided_velocity
 from flashvideo.pipelines.inputs import read_preset
 from flashvideo.presets import Preset
 from flashvideo.text import encode_prompts, unconditional_like
-from flashvideo.vae.layers import THRIFTS
+from flashvideo.vae.layers import check_thrift
 
 if TYPE_CHECKING:
     from flashvideo.pipelines.device_memory import DeviceMemory
@@ -31,6 +31,7 @@ class PlannedPipeline(DiffusionPipeline):
     """A pipeline with a preset, that can be interrupted, and whose work may follow a memory plan."""
 
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+    _interrupt = False
     _memory: DeviceMemory | None = None
     _sequential_guidance = False
     _thrift: str | None = None
@@ -52,15 +53,12 @@ class PlannedPipeline(DiffusionPipeline):
         Raises:
             ValueError: If it is none of them.
         """
-        if thrift not in THRIFTS:
-            raise ValueError(f"thrift must be one of {', '.join(THRIFTS)}, got {thrift!r}")
+        check_thrift(thrift)
         self._thrift = thrift
 
     def disable_vae_strips(self) -> None:
         """Lets the VAE work by its own modules again."""
         self._thrift = None
-
-    _interrupt = False
 
     @property
     def preset(self) -> Preset:

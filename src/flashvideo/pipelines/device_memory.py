@@ -14,10 +14,10 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.devices import GIB
 from flashvideo.pipelines.footprint import Footprint
 from flashvideo.pipelines.memory import (
     DEVICE_RESERVE_BYTES,
-    GIB,
     PHASES,
     Measures,
     MemoryPlan,

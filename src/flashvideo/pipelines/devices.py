@@ -2,6 +2,8 @@
 
 import torch
 
+GIB = 1024**3
+
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
     """Returns the device that was asked for, or for `"auto"` the first of cuda, mps and cpu that this machine has.

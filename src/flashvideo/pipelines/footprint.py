@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -166,6 +171,10 @@ class ModelConfigs:
     stage2_transformer: Mapping[str, Any] | None
     """Config of Stage II's transformer; None if there is none."""
 
+    def __hash__(self) -> int:
+        """Equal configs have equal hashes; dictionaries have none."""
+        return hash(self.preset.name)
+
     @classmethod
     def released(cls) -> ModelConfigs:
         """The authors' released model."""
@@ -224,6 +233,12 @@ def _complete(model: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
         if parameter.default is not inspect.Parameter.empty
     }
     return {**defaults, **config}
+
+
+@functools.lru_cache(maxsize=4)
+def footprint_of(configs: ModelConfigs, dtype: torch.dtype, *, weights: str, on_host: bool) -> Footprint:
+    """The footprint of a model, one and the same for equal models: what it has found out once, it knows."""
+    return Footprint(configs, dtype, weights=weights, on_host=on_host)
 
 
 class Footprint:
@@ -440,25 +455,21 @@ class Footprint:
 
     @functools.cached_property
     def _stage1(self) -> FlashVideoStage1Pipeline:
-        config = self.configs.stage1_transformer
-        return FlashVideoStage1Pipeline(
-            tokenizer=None,
-            text_encoder=None,
-            vae=self._vae,
-            transformer=self._without_data(lambda: self._build_transformer(config, num_layers=1)),
-            scheduler=FlashVideoScheduler(),
-            preset=self.configs.preset,
-        )
+        return self._stage(FlashVideoStage1Pipeline, self.configs.stage1_transformer, FlashVideoScheduler())
 
     @functools.cached_property
     def _stage2(self) -> FlashVideoEnhancePipeline:
         config = self.configs.stage2_transformer
         assert config is not None
-        return FlashVideoEnhancePipeline(
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.configs.preset.stage2.shift)
+        return self._stage(FlashVideoEnhancePipeline, config, scheduler)
+
+    def _stage(self, kind: type[Any], config: Mapping[str, Any], scheduler: SchedulerMixin) -> Any:
+        return kind(
             tokenizer=None,
             text_encoder=None,
             vae=self._vae,
             transformer=self._without_data(lambda: self._build_transformer(config, num_layers=1)),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.configs.preset.stage2.shift),
+            scheduler=scheduler,
             preset=self.configs.preset,
         )

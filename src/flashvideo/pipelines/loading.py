@@ -23,7 +23,7 @@ from flashvideo.pipelines.cogvideox import (
     preset_with_stage1,
     stage1_components,
 )
-from flashvideo.pipelines.devices import choose_device
+from flashvideo.pipelines.devices import GIB, choose_device
 from flashvideo.pipelines.folders import model_folder
 from flashvideo.pipelines.hub import PIPELINES, check_pipeline
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
@@ -91,7 +91,7 @@ def load_pipeline(
         pipeline = _load_with_stage1(folder, stage1, chosen_dtype, **without)
     else:
         pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=chosen_dtype, **without)
-    budget_bytes = None if vram is None else int(vram * 2**30)
+    budget_bytes = None if vram is None else int(vram * GIB)
     pipeline.enable_memory_plans(chosen_device, budget_bytes=budget_bytes, weights=weights)
     return pipeline
 

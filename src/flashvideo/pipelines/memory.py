@@ -18,11 +18,10 @@ from types import MappingProxyType
 from typing import Any
 
 from flashvideo.models.transformer import DEFAULT_CHUNK_SIZE
+from flashvideo.pipelines.devices import GIB
 from flashvideo.pipelines.footprint import Footprint, Peak
 from flashvideo.pipelines.workload import Workload
 from flashvideo.vae.layers import THRIFTS
-
-GIB = 1024**3
 
 PHASES: Mapping[str, str] = MappingProxyType(
     {

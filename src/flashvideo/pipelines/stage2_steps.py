@@ -18,7 +18,7 @@ from flashvideo.pipelines.base import Callback, StagePipeline
 from flashvideo.pipelines.euler import start_euler
 from flashvideo.pipelines.inputs import log_prompt_limits, or_default
 from flashvideo.pipelines.windows import reflect_indices
-from flashvideo.shapes import vae_factors
+from flashvideo.shapes import next_multiple, pixels_per_token
 from flashvideo.text import with_prefix
 from flashvideo.vae import Tiling, decode_latents, encode_pixels
 from flashvideo.video import resize_video
@@ -80,8 +80,8 @@ class EnhanceSteps(StagePipeline):
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns the next height and width that the models take: multiples of VAE compression times patch size."""
-        multiple = vae_factors(self.vae.config)[1] * self.transformer.config.patch_size
-        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+        multiple = pixels_per_token(self.vae.config, self.transformer.config.patch_size)
+        return next_multiple(height, multiple), next_multiple(width, multiple)
 
     def prepare_pixels(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Resizes to the target, then continues by reflection, below and to the right, to what the models take.

@@ -28,7 +28,7 @@ from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
 from flashvideo.pipelines.stage1_lora import Stage1LoraMixin
 from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
 from flashvideo.pipelines.whole_weights import check_whole
-from flashvideo.shapes import vae_factors
+from flashvideo.shapes import pixels_per_token
 
 StageT = TypeVar("StageT", bound=StagePipeline)
 
@@ -168,8 +168,7 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
     @property
     def preview_multiple(self) -> int:
         """What the sides of a preview are multiples of: the VAE's compression times Stage I's patch size."""
-        _, spatial = vae_factors(self.vae.config)
-        return spatial * int(self.stage1_transformer.config.patch_size)
+        return pixels_per_token(self.vae.config, int(self.stage1_transformer.config.patch_size))
 
     def enlarged_size(self, preview: tuple[int, int], final: tuple[int, int]) -> tuple[int, int]:
         """Returns height and width that Stage II works at, from those of the preview and of the video."""
@@ -242,7 +241,7 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         """
         from flashvideo.pipelines.device_memory import DeviceMemory
         from flashvideo.pipelines.devices import choose_device
-        from flashvideo.pipelines.footprint import Footprint, ModelConfigs
+        from flashvideo.pipelines.footprint import ModelConfigs, footprint_of
         from flashvideo.pipelines.memory import PHASES
         from flashvideo.pipelines.quantization import quantize
 
@@ -259,7 +258,7 @@ class TwoStageModel(PlannedPipeline, Stage1LoraMixin):
         self.weights = weights
         self._memory = DeviceMemory(
             {name: network for name, network in networks.items() if network is not None},
-            Footprint(
+            footprint_of(
                 ModelConfigs.of(self),
                 self.stage1_transformer.dtype,
                 weights=weights,

@@ -11,7 +11,7 @@ from flashvideo.pipelines.embeds import PromptEmbeds
 from flashvideo.pipelines.inputs import or_default
 from flashvideo.pipelines.preview import PreviewState
 from flashvideo.pipelines.settings import EnhanceSettings
-from flashvideo.shapes import vae_factors
+from flashvideo.shapes import next_num_frames
 
 if TYPE_CHECKING:
     from flashvideo.pipelines.stage2 import FlashVideoEnhancePipeline
@@ -123,10 +123,9 @@ def window_size(
     stage2: FlashVideoEnhancePipeline, settings: EnhanceSettings, num_frames: int | None
 ) -> tuple[int, int, int]:
     """Frames, height and width of the largest window of a clip, as the models take it."""
-    temporal, _ = vae_factors(stage2.vae.config)
     window = settings.window
     if num_frames is not None:
-        window = min(window, 1 + -(-(num_frames - 1) // temporal) * temporal)
+        window = min(window, next_num_frames(num_frames, vae_config=stage2.vae.config))
     return (window, *stage2.padded_size(*settings.working_size))
 
 

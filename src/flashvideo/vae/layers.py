@@ -47,6 +47,16 @@ Moments = tuple[int, torch.Tensor, torch.Tensor]
 """Number of values per group, and their mean and variance, each (B, groups)."""
 
 
+def check_thrift(thrift: str) -> None:
+    """Checks that it is one of `THRIFTS`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if thrift not in THRIFTS:
+        raise ValueError(f"thrift must be one of {', '.join(THRIFTS)}, got {thrift!r}")
+
+
 @dataclass(kw_only=True)
 class Workspace:
     """Where the work on one clip lies, and what its chunks leave to one another.
@@ -71,8 +81,7 @@ class Workspace:
 
     def __post_init__(self) -> None:
         """Checks the thrift."""
-        if self.thrift not in THRIFTS:
-            raise ValueError(f"thrift must be one of {', '.join(THRIFTS)}, got {self.thrift!r}")
+        check_thrift(self.thrift)
 
     def new_layer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An empty layer, where layers lie."""
