@@ -46,6 +46,18 @@ def test_frames_that_do_not_fit_the_vae_are_refused(call, refusal):
     assert "num_frames must be 2k+1, got 4" in refusal(call, "plan", "--model", "nano", "--frames", "4")
 
 
+def test_portrait_beside_a_landscape_size_is_refused(call, refusal):
+    assert "try 48x64" in refusal(call, "plan", "--portrait", "--size", "64x48", code=2)
+
+
+def test_what_the_model_is_not_made_for_is_warned_of(call):
+    outcome = call("plan", "--model", "nano", "--vram", "8", "--size", "1280x1280", "--frames", "33")
+    assert outcome.code == 0
+    assert "a preview of height 320 and width 320 is outside what nano is made for" in outcome.err
+    assert "the number of frames, 33, is outside what nano is made for" in outcome.err
+    assert "detail of height 1280 and width 1280 is outside what nano is made for" in outcome.err
+
+
 def test_weights_in_8_bits_are_counted_as_such(call):
     full, fp8 = (
         json.loads(call("plan", "--model", "nano", "--vram", "1", "--weights", kind, "--json").out)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flashvideo.pipelines.device_memory import DeviceMemory
 from flashvideo.pipelines.embeds import PromptEmbeds, stored_text_encoder_id, text_encoder_id
 from flashvideo.pipelines.text_cache import cached_embeds
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -248,6 +249,22 @@ def test_the_folder_gives_what_the_encoder_gives_and_the_encoder_is_loaded_once(
         assert torch.equal(embeds.stage2, direct.stage2)
     assert without_encoder.text_encoder is None
     assert len(list(cached.folder.iterdir())) == 1
+
+
+def test_the_encoder_follows_a_memory_plan_like_all_else(pipeline, without_encoder, cached, monkeypatch):
+    budgets = []
+    plan_for = DeviceMemory.plan_for
+
+    def noted(memory, workload):
+        budgets.append(memory.budget_bytes)
+        plan = plan_for(memory, workload)
+        assert [phase.phase for phase in plan.phases] == ["text"]
+        return plan
+
+    monkeypatch.setattr(DeviceMemory, "plan_for", noted)
+    without_encoder.enable_memory_plans("cpu", budget_bytes=2**34)
+    assert torch.equal(cached().stage2, pipeline.encode_prompt(PROMPT).stage2)
+    assert budgets == [2**34]
 
 
 def test_prompts_prefixes_and_dtypes_have_files_of_their_own(cached, without_encoder):

@@ -89,6 +89,7 @@ def test_a_name_like_something_has_its_shape_to_even_numbers(name, like):
             "size must be 270p, .*, 4k, reference or WIDTHxHEIGHT such as 640x384, got '1081p'",
         ),
         ({"size": "0x10"}, "got '0x10'"),
+        ({"size": 1080}, "got 1080"),
         ({"size": "reference"}, "size 'reference' is a model's own, got no preset"),
         ({"size": "720p", "portrait": True, "like": (3, 4)}, "drop one of the two"),
         ({"size": "8x6", "portrait": True}, "got the landscape size 8x6; try 6x8"),

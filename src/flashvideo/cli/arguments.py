@@ -77,6 +77,19 @@ def size(text: str) -> str:
     return text
 
 
+def check_portrait(arguments: argparse.Namespace) -> None:
+    """Refuses `--portrait` beside a size that stands otherwise.
+
+    Raises:
+        UsageError: If they contradict.
+    """
+    if arguments.size is not None and arguments.portrait:
+        try:
+            named_size(arguments.size, portrait=True, preset=NANO)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+
+
 def log_odd_size(height: int, width: int) -> None:
     """Warns of a size that the usual 4:2:0 video cannot have."""
     if height % 2 or width % 2:

@@ -74,8 +74,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--size",
         type=shared.size,
         metavar="SIZE",
-        help="size of the final video: 270p, 360p, 480p, 540p, 720p, 1080p, 2k or 4k at 16:9, any WIDTHxHEIGHT, or "
-        "reference for the model's own (the default)",
+        help=f"size of the final video: {', '.join(SHORT_SIDES)} at 16:9, any WIDTHxHEIGHT, or {REFERENCE} for the "
+        "model's own (the default)",
     )
     settings.add_argument(
         "--portrait", action="store_true", help="the named size, or the model's own, upright"
@@ -175,11 +175,7 @@ def check_combination(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: If two contradict, or one is missing.
     """
-    if arguments.size is not None and arguments.portrait:
-        try:
-            named_size(arguments.size, portrait=True, preset=NANO)
-        except ValueError as error:
-            raise UsageError(f"--{error}") from None
+    shared.check_portrait(arguments)
     check_refinement(arguments)
     if arguments.from_preview is None:
         if arguments.prompt is None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from flashvideo.cli.arguments import DEFAULT_MODEL
@@ -29,6 +31,25 @@ if TYPE_CHECKING:
     from flashvideo.pipelines.outputs import FlashVideoPipelineOutput
     from flashvideo.pipelines.preview import PreviewState
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
+
+KEPT_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "model": DEFAULT_MODEL,
+        "revision": None,
+        "text_encoder": None,
+        "stage1": None,
+        "device": "auto",
+        "dtype": "auto",
+        "vram": None,
+        "weights": "full",
+        "detail_steps": None,
+        "detail_guidance": None,
+        "noise_step": None,
+        "motion_prefix": None,
+        "text_cache": None,
+    }
+)
+"""Options, with their defaults, that matter after the preview too."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -261,11 +282,13 @@ class Generation:
         arguments = self.arguments
         output = arguments.output if arguments.output not in (None, preview) else "OUT.mp4"
         words = ["flashvideo", "generate", "--from-preview", str(preview), "-o", str(output)]
-        if arguments.model != DEFAULT_MODEL:
-            words += ["--model", arguments.model]
-        for name in ("revision", "text_encoder", "stage1"):
-            if (value := getattr(arguments, name)) is not None:
-                words += ["--" + name.replace("_", "-"), value]
+        for name, default in KEPT_OPTIONS.items():
+            if (value := getattr(arguments, name)) != default:
+                words += ["--" + name.replace("_", "-"), str(value)]
+        if arguments.consistency is not None:
+            words.append("--consistency" if arguments.consistency else "--no-consistency")
+        if arguments.reference_rounding:
+            words.append("--reference-rounding")
         return shlex.join(words)
 
 

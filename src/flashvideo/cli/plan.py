@@ -31,7 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a model's name, or its folder (default: %(default)s, the released model)",
     )
     parser.add_argument(
-        "--size", type=shared.size, default=REFERENCE, metavar="NAME|WxH", help="size of the final video"
+        "--size",
+        type=shared.size,
+        default=REFERENCE,
+        metavar="SIZE",
+        help="size of the final video, as in `generate` (default: the model's own)",
     )
     parser.add_argument("--portrait", action="store_true", help="upright, for a size by name")
     parser.add_argument("--frames", type=shared.whole_number(), metavar="N", help="number of frames")
@@ -64,6 +68,7 @@ def run(arguments: argparse.Namespace) -> Result:
     from flashvideo.pipelines.loading import choose_dtype
     from flashvideo.pipelines.memory import DEVICE_RESERVE_BYTES, plan_memory
 
+    shared.check_portrait(arguments)
     configs = read_configs(arguments.model)
     dtype = choose_dtype(arguments.dtype)
     workload = workload_of(arguments, configs)
@@ -120,6 +125,7 @@ def workload_of(arguments: argparse.Namespace, configs: ModelConfigs) -> Workloa
         ValueError: If the model cannot make the size or the number of frames.
     """
     from flashvideo.pipelines.inputs import or_default
+    from flashvideo.pipelines.trained import log_untrained_preview, log_untrained_video
     from flashvideo.pipelines.workload import Workload
     from flashvideo.shapes import check_num_frames, next_multiple, pixels_per_token
 
@@ -132,6 +138,8 @@ def workload_of(arguments: argparse.Namespace, configs: ModelConfigs) -> Workloa
     size = named_size(arguments.size, portrait=arguments.portrait, preset=preset)
     preview = preview_size(*size, preset=preset, multiple=multiple)
     enlarged = enlarged_size(preview, size, preset=preset, multiple=multiple)
+    log_untrained_preview(num_frames, *preview, preset=preset)
+    log_untrained_video(*enlarged, preset=preset)
     height, width = (next_multiple(side, multiple) for side in enlarged)
     return Workload(
         preview=(num_frames, *preview),

@@ -55,9 +55,11 @@ class DeviceMemory:
         self.plan: MemoryPlan | None = None
         """The plan of the current or last run."""
 
+        self.budget_bytes = budget_bytes
+        """Memory that may be used; None if it is what is free."""
+
         self._components = components
         self._footprint = footprint
-        self._budget_bytes = budget_bytes
         self._gone: set[str] = set()
         self._workload: Workload | None = None
         self._streamed: set[str] = set()
@@ -106,7 +108,7 @@ class DeviceMemory:
 
     def plan_for(self, workload: Workload) -> MemoryPlan:
         """Returns the fastest plan for a run that fits this device."""
-        budget = self._budget_bytes
+        budget = self.budget_bytes
         is_host = self.device.type == HOST.type
         if budget is None:
             on_device = sum(

@@ -70,7 +70,7 @@ def named_size(
     """
     if portrait and like is not None:
         raise ValueError("portrait and like both say how a size stands, got both; drop one of the two")
-    name = size.strip().lower()
+    name = str(size).strip().lower()  # a number is refused below
     if name == REFERENCE:
         if preset is None:
             raise ValueError(

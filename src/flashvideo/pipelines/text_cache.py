@@ -105,9 +105,15 @@ def _encode(
     """Encodes with a text encoder that is in memory only for that."""
     device = pipeline._execution_device
     encoder = T5EncoderModel.from_pretrained(encoder_folder, dtype=pipeline.stage1_transformer.dtype)
-    parts = {**pipeline.components, "text_encoder": encoder.to(device).eval()}
-    embeds = type(pipeline)(**parts, preset=pipeline.preset).encode_prompt(prompts, prompt_prefix=prefix)
-    del encoder, parts
+    parts = {**pipeline.components, "text_encoder": encoder.eval()}
+    reader = type(pipeline)(**parts, preset=pipeline.preset)
+    if pipeline._memory is None:
+        encoder.to(device)
+    else:
+        reader.weights, budget = pipeline.weights, pipeline._memory.budget_bytes
+        reader.enable_memory_plans(device, budget_bytes=budget, weights=pipeline.weights)
+    embeds = reader.encode_prompt(prompts, prompt_prefix=prefix)
+    del encoder, parts, reader
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what was freed is the transformers' now
     return embeds

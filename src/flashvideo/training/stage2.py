@@ -118,7 +118,7 @@ class Stage2Task:
         self.tokenizer: Any = None
         self.text_encoder: T5EncoderModel | None = None
         if text_folder is not None:
-            self.tokenizer = AutoTokenizer.from_pretrained(text_folder / "tokenizer")
+            self.tokenizer = AutoTokenizer.from_pretrained(text_folder / "tokenizer", trust_remote_code=False)
             encoder = T5EncoderModel.from_pretrained(text_folder / "text_encoder")
             self.text_encoder = encoder.to(device).eval().requires_grad_(False)
 
