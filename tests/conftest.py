@@ -5,6 +5,7 @@ import http.server
 import importlib.util
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.presets import NANO, Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.text import build_word_tokenizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 TINY_VAE = {
     "block_out_channels": (8, 8, 8),  # three levels: 4 times smaller in space, as nano's
