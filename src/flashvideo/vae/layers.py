@@ -302,6 +302,36 @@ def _convolve(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Modulation:
+    """What the latents make of a layer behind a norm: a gain and an offset per latent pixel, enlarged by repetition."""
+
+    gain: torch.Tensor  # (B, C, F, h, w)
+    offset: torch.Tensor
+    rows: torch.Tensor  # (H,): which of the h rows is the nearest
+    columns: torch.Tensor  # (W,): which of the w columns
+
+    @classmethod
+    def of(cls, norm: CogVideoXSpatialNorm3D, x: Layer, latents: torch.Tensor) -> _Modulation:
+        """Each of the norm's convolutions sees one latent pixel, so they may come before the enlargement."""
+        device = x.workspace.device
+        frames = _nearest_frames(latents.shape[2], x.shape[2]).to(device)
+        gain, offset = (module.conv(latents).index_select(2, frames) for module in (norm.conv_y, norm.conv_b))
+        rows, columns = (
+            torch.arange(x.shape[axis], device=device) * latents.shape[axis] // x.shape[axis]
+            for axis in (3, 4)
+        )
+        return cls(gain=gain, offset=offset, rows=rows, columns=columns)
+
+    def apply_(self, strip: torch.Tensor, start: int) -> None:
+        """Changes (B, C, F, rows, W) from row ``start`` on in place."""
+        rows = self.rows[start : start + strip.shape[3]]
+        gain, offset = (
+            values.index_select(3, rows).index_select(4, self.columns) for values in (self.gain, self.offset)
+        )
+        strip.mul_(gain).add_(offset)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Normalisation:
     """Group norm with the statistics of a whole layer, modulation by the latents, and activation, of its strips."""
 
@@ -311,8 +341,7 @@ class _Normalisation:
     bias: torch.Tensor
     eps: float
     activation: nn.Module
-    size: tuple[int, int]  # height and width of the layer
-    modulation: tuple[torch.Tensor, torch.Tensor] | None  # gain and offset (B, C, F, h, w)
+    modulation: _Modulation | None
 
     @classmethod
     def of(
@@ -327,13 +356,8 @@ class _Normalisation:
         modulation = None
         if isinstance(norm, CogVideoXSpatialNorm3D):
             assert latents is not None
-            # Each of these convolutions sees one latent pixel, so they may come before the enlargement.
-            frames = _nearest_frames(latents.shape[2], x.shape[2]).to(device)
-            gain, offset = (
-                module.conv(latents).index_select(2, frames) for module in (norm.conv_y, norm.conv_b)
-            )
-            modulation, norm = (gain, offset), norm.norm_layer
-        batch_size, num_channels, _, *size = x.shape
+            modulation, norm = _Modulation.of(norm, x, latents), norm.norm_layer
+        batch_size, num_channels = x.shape[:2]
         _, *statistics = pool_moments(
             [_moments(x.rows(rows), norm.num_groups) for rows in x.workspace.strips(x.shape, x.dtype)]
         )
@@ -350,7 +374,6 @@ class _Normalisation:
             bias=norm.bias.float().repeat(batch_size),
             eps=norm.eps,
             activation=activation,
-            size=(size[0], size[1]),
             modulation=modulation,
         )
 
@@ -361,9 +384,7 @@ class _Normalisation:
         normal = F.batch_norm(flat, self.mean, self.variance, self.weight, self.bias, eps=self.eps)
         normal = normal.view(strip.shape)
         if self.modulation is not None:
-            gain, offset = self.modulation
-            rows = torch.arange(start, start + strip.shape[3], device=strip.device)
-            normal.mul_(_enlarge(gain, self.size, rows)).add_(_enlarge(offset, self.size, rows))
+            self.modulation.apply_(normal, start)
         return self.activation(normal)
 
 
@@ -377,14 +398,13 @@ def _moments(strip: torch.Tensor, num_groups: int) -> Moments:
 
 def pool_moments(parts: list[Moments]) -> Moments:
     """Moments of a whole from those of its parts; the equation is in the module's docstring."""
-    total = sum(count for count, _, _ in parts)
-    mean = sum(mean * (count / total) for count, mean, _ in parts)
-    variance = sum(
-        (variance + (part_mean - mean).square()) * (count / total) for count, part_mean, variance in parts
-    )
-    assert isinstance(mean, torch.Tensor)
-    assert isinstance(variance, torch.Tensor)
-    return total, mean, variance
+    counts, means, variances = zip(*parts, strict=True)
+    total = sum(counts)
+    mean, variance = torch.stack(means), torch.stack(variances)  # (parts, B, groups)
+    shares = [count / total for count in counts]
+    share = torch.tensor(shares, dtype=mean.dtype, device=mean.device).view(-1, 1, 1)
+    whole = (mean * share).sum(0)
+    return total, whole, ((variance + (mean - whole).square()) * share).sum(0)
 
 
 def _nearest_frames(num_latent_frames: int, num_frames: int) -> torch.Tensor:
@@ -392,13 +412,6 @@ def _nearest_frames(num_latent_frames: int, num_frames: int) -> torch.Tensor:
     first = 1 if num_frames > 1 and num_frames % 2 else 0
     later = torch.arange(num_frames - first) * (num_latent_frames - first) // max(1, num_frames - first)
     return torch.cat((torch.zeros(first, dtype=torch.long), later + first))
-
-
-def _enlarge(values: torch.Tensor, size: tuple[int, int], rows: torch.Tensor) -> torch.Tensor:
-    """Rows of (B, C, F, h, w), enlarged to H x W by repetition."""
-    columns = torch.arange(size[1], device=values.device)
-    enlarged = values.index_select(3, rows * values.shape[3] // size[0])
-    return enlarged.index_select(4, columns * values.shape[4] // size[1])
 
 
 def _downsample(module: CogVideoXDownsample3D, x: StoredLayer) -> StoredLayer:
