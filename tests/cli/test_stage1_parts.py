@@ -100,6 +100,16 @@ def test_a_lora_that_does_not_fit_is_one_sentence(flashvideo, refusal, tmp_path)
     )
 
 
+def test_a_lora_that_cannot_be_read_and_a_scale_that_is_no_number_are_told_apart(
+    flashvideo, refusal, tmp_path
+):
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"not at all what its name says")
+    words = ["generate", PROMPT, "-o", tmp_path / "o.mp4", "--lora"]
+    assert f"the LoRA {junk} cannot be read, is it a safetensors file?" in refusal(flashvideo, *words, junk)
+    assert "SCALE must be a number, got 'strong'" in refusal(flashvideo, *words, f"{junk}:strong", code=2)
+
+
 def test_a_lora_with_a_preview_that_is_there_already_is_wrong_usage(
     flashvideo, refusal, lora, video_file, tmp_path
 ):

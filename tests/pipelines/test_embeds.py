@@ -94,7 +94,7 @@ def test_a_prompt_without_a_text_encoder_is_refused_before_anything_is_computed(
 ):
     preview = pipeline(PROMPT, preview_only=True, generator=seeded()).preview
     for arguments in ({"prompt": PROMPT}, {"preview": preview}):
-        with pytest.raises(ValueError, match="this pipeline has no text encoder; pass prompt_embeds"):
+        with pytest.raises(ValueError, match="this model has no text encoder; name one"):
             without_encoder(**arguments)
     with pytest.raises(ValueError, match="has no text encoder"):
         without_encoder.encode_prompt(PROMPT)

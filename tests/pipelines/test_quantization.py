@@ -12,8 +12,9 @@ from flashvideo.pipelines.quantization import WEIGHTS, quantize, stored_bytes
 PROMPT = "a red circle moves left"
 
 
-def test_fp8_weights_take_less_and_change_the_result_a_little(tiny_transformer, generator):
-    transformer = tiny_transformer(2).bfloat16()
+@pytest.mark.parametrize("embedders", [{}, {"position_embed": True, "pooled_text_embed": True}])
+def test_fp8_weights_take_less_and_change_the_result_a_little(tiny_transformer, generator, embedders):
+    transformer = tiny_transformer(2, **embedders).bfloat16()
     latents = torch.randn(1, 3, 8, 4, 6, generator=generator).bfloat16()
     text = torch.randn(1, 5, 12, generator=generator).bfloat16()
     with torch.no_grad():

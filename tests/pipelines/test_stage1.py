@@ -181,7 +181,7 @@ def test_a_pipeline_without_text_encoder_takes_embeddings(stage1, generator, tmp
         4,
         6,
     )
-    with pytest.raises(ValueError, match="has no text encoder; pass prompt_embeds"):
+    with pytest.raises(ValueError, match="this model has no text encoder; name one"):
         bare(PROMPT)
 
 

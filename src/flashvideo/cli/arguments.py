@@ -106,6 +106,8 @@ def lora(text: str) -> tuple[Path, float]:
     try:
         value = float(scale)
     except ValueError:
+        if name and Path(name).exists() and not Path(text).exists():
+            raise argparse.ArgumentTypeError(f"SCALE must be a number, got {scale!r} in {text!r}") from None
         name, value = text, 1.0
     if not name or not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be FILE or FILE:SCALE, got {text!r}")

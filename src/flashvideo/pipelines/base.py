@@ -178,7 +178,10 @@ class StagePipeline(PlannedPipeline):
             ValueError: If the pipeline was made without a text encoder.
         """
         if self.tokenizer is None or self.text_encoder is None:
-            raise ValueError("this pipeline has no text encoder; pass prompt_embeds instead of prompt")
+            raise ValueError(
+                "this model has no text encoder; name one with text_encoder (--text-encoder), or give "
+                "prompt_embeds instead of a prompt"
+            )
         device = self._execution_device
         embeds = self.run_phase(
             "text",

@@ -50,7 +50,7 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
             kwargs: Those of diffusers' `lora_state_dict`, for example `weight_name`, `revision` or `token`.
 
         Raises:
-            ValueError: If the file does not fit this transformer.
+            ValueError: If the file cannot be read, or does not fit this transformer.
             ImportError: If peft is not installed.
         """
         try:
@@ -66,7 +66,14 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, os.PathLike):
             given = os.fspath(given)
-        state, metadata = self.lora_state_dict(given, return_lora_metadata=True, **kwargs)
+        try:
+            state, metadata = self.lora_state_dict(given, return_lora_metadata=True, **kwargs)
+        except OSError as error:
+            if isinstance(given, str) and os.path.isfile(
+                given
+            ):  # diffusers' own message does not say what is wrong
+                raise ValueError(f"the LoRA {given} cannot be read, is it a safetensors file?") from error
+            raise
         transformer = self._lora_transformer
         source = "the LoRA" if isinstance(given, dict) else f"the LoRA {given}"
         weights = read_lora(state, transformer, source=source, has_metadata=metadata is not None)
