@@ -2,6 +2,8 @@
 
 import json
 
+import torch
+
 
 def test_a_plan_of_the_shipped_model_is_a_table(call):
     outcome = call("plan", "--model", "nano", "--vram", "8")
@@ -58,10 +60,23 @@ def test_what_the_model_is_not_made_for_is_warned_of(call):
     assert "detail of height 1280 and width 1280 is outside what nano is made for" in outcome.err
 
 
+def test_a_repository_is_not_downloaded_for_a_plan(call, refusal):
+    sentence = refusal(call, "plan", "--model", "zai-org/CogVideoX-2b")
+    assert "plan downloads nothing, got the repository zai-org/CogVideoX-2b" in sentence
+
+
+def test_the_dtype_that_auto_stands_for_is_said(call, monkeypatch):
+    monkeypatch.setattr("flashvideo.pipelines.loading.choose_dtype", lambda dtype, device: torch.float16)
+    outcome = call("plan", "--model", "nano", "--vram", "8", "--dtype", "auto", "--json")
+    assert json.loads(outcome.out)["dtype"] == "float16"
+
+
 def test_weights_in_8_bits_are_counted_as_such(call):
     full, fp8 = (
-        json.loads(call("plan", "--model", "nano", "--vram", "1", "--weights", kind, "--json").out)
+        json.loads(
+            call("plan", "--vram", "12", "--size", "270p", "--frames", "1", "--weights", kind, "--json").out
+        )
         for kind in ("full", "fp8")
     )
     stage2 = [next(p for p in plan["phases"] if p["phase"] == "stage2") for plan in (full, fp8)]
-    assert stage2[1]["weights_gib"] <= stage2[0]["weights_gib"]
+    assert stage2[1]["weights_gib"] < 0.7 * stage2[0]["weights_gib"]

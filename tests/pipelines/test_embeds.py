@@ -267,6 +267,14 @@ def test_the_encoder_follows_a_memory_plan_like_all_else(pipeline, without_encod
     assert budgets == [2**34]
 
 
+def test_a_new_prompt_is_read_when_other_networks_are_gone_or_away(without_encoder, cached):
+    without_encoder.enable_memory_plans("cpu")
+    expected = cached(PROMPT)
+    without_encoder.give_up("stage1_transformer")
+    assert not torch.equal(cached("a square").stage2, expected.stage2)
+    assert next(without_encoder.stage1_transformer.parameters()).is_meta
+
+
 def test_prompts_prefixes_and_dtypes_have_files_of_their_own(cached, without_encoder):
     cached(PROMPT)
     cached("a square")

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from flashvideo.pipelines import stage2_steps
 from flashvideo.pipelines.device_memory import DeviceMemory, free_bytes, host_reserve, is_out_of_memory
@@ -193,6 +194,8 @@ def test_other_errors_are_left_alone(planned, seeded, monkeypatch):
         (MemoryError(), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("size mismatch"), False),
     ],
 )
@@ -200,10 +203,56 @@ def test_errors_of_memory_are_known(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_a_plan_holds_for_the_parts_of_its_run(planned, seeded):
+def test_a_plan_holds_for_the_parts_of_its_run_and_no_longer(planned, seeded, monkeypatch):
+    plans = []
+    plan_for = planned._memory.plan_for
+    monkeypatch.setattr(
+        planned._memory, "plan_for", lambda workload: plans.append(plan_for(workload)) or plans[-1]
+    )
     run(planned, seeded)
-    whole = planned._memory.plan
-    assert [phase.phase for phase in whole.phases] == list(PHASES)
+    assert [phase.phase for phase in planned._memory.plan.phases] == list(PHASES)
+    embeds = planned.encode_prompt(PROMPT)
+    planned(prompt_embeds=embeds, preview_only=True)
+    planned(prompt_embeds=embeds, preview_only=True)
+    assert [len(plan.phases) for plan in plans] == [6, 1, 2, 2]
+
+
+def test_a_run_inside_another_has_a_plan_of_its_own(planned):
+    memory, part = planned._memory, Workload(preview=(5, 16, 24), text=False)
+    with memory.planned(Workload(preview=(5, 16, 24))):
+        whole = memory.plan
+        with memory.planned(part):
+            assert memory.plan is whole
+        with memory.planned(Workload(preview=(5, 32, 48))):
+            assert memory.plan is not whole
+        assert memory.plan is whole
+
+
+def test_the_text_alone_leaves_all_other_networks_where_they_are(released):
+    plan = plan_memory(released, Workload(), 80 * GIB)
+    assert not plan.resident
+    assert plan.peak_bytes < 11 * GIB
+
+
+def test_weights_that_a_config_does_not_tell_of_are_counted(pipeline):
+    pipeline.enable_memory_plans("cpu")
+    workload = Workload(preview=(5, 16, 24), text=False)
+    before = pipeline._memory.plan_for(workload).phase("stage1")
+    pipeline.stage1_transformer.add_adapter(LoraConfig(r=4, target_modules=["to_k", "to_q"]))
+    adapter = 2 * 2 * 2 * 4 * 32 * 4  # layers, linears, matrices of 4 x 32 in 4 bytes
+    assert pipeline._memory.plan_for(workload).phase("stage1").weight_bytes == before.weight_bytes + adapter
+
+
+def test_weights_come_block_by_block_and_the_frames_are_the_same(pipeline, seeded, monkeypatch):
+    expected = run(pipeline, seeded)
+    pipeline.enable_memory_plans("cpu")
+    memory = pipeline._memory
+    for name in ("text_encoder", "stage1_transformer", "stage2_transformer"):
+        memory._stream(name)
+    found = run(pipeline, seeded)
+    assert torch.equal(found.frames, expected.frames)
+    memory.give_up("stage1_transformer")
+    assert next(pipeline.stage1_transformer.parameters()).is_meta
 
 
 def test_networks_that_are_given_up_leave_their_weights(planned, seeded):

@@ -199,6 +199,7 @@ def enhance_file(
             prompt_prefix=prefix,
             prompt_embeds=None if embeds is None else embeds.stage2,
             settings=settings,
+            num_frames=num_frames,
             generator=torch.Generator().manual_seed(seed),
             callback_on_step_end=progress,
         )

@@ -47,6 +47,7 @@ KEPT_OPTIONS: Mapping[str, Any] = MappingProxyType(
         "noise_step": None,
         "motion_prefix": None,
         "text_cache": None,
+        "threads": None,
     }
 )
 """Options, with their defaults, that matter after the preview too."""
@@ -289,6 +290,8 @@ class Generation:
             words.append("--consistency" if arguments.consistency else "--no-consistency")
         if arguments.reference_rounding:
             words.append("--reference-rounding")
+        if not arguments.prompt_metadata:
+            words.append("--no-prompt-metadata")
         return shlex.join(words)
 
 

@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--dtype",
         default="bfloat16",
         metavar="TYPE",
-        help="bfloat16, float16 or float32 (default: %(default)s)",
+        help="bfloat16, float16, float32, or auto: what `generate` takes on this device (default: %(default)s)",
     )
     shared.add_common(parser)
     parser.set_defaults(run=run)
@@ -70,9 +70,10 @@ def run(arguments: argparse.Namespace) -> Result:
 
     shared.check_portrait(arguments)
     configs = read_configs(arguments.model)
-    dtype = choose_dtype(arguments.dtype)
     workload = workload_of(arguments, configs)
     device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device)
+    dtype_name = str(dtype).removeprefix("torch.")
     on_host = arguments.vram is None and device.type == "cpu"
     plan = plan_memory(
         footprint_of(configs, dtype, weights=arguments.weights, on_host=on_host),
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> Result:
     assert workload.video is not None
     frames, height, width = workload.video
     lines = [
-        f"{configs.preset.name} in {arguments.dtype}: windows of {frames} frames of {width}x{height}, "
+        f"{configs.preset.name} in {dtype_name}: windows of {frames} frames of {width}x{height}, "
         f"from a preview of {workload.preview[0]} frames of {workload.preview[2]}x{workload.preview[1]}",
         str(plan),
     ]
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> Result:
     sides = ("num_frames", "height", "width")
     data = {
         "model": configs.preset.name,
-        "dtype": arguments.dtype,
+        "dtype": dtype_name,
         "stored_weights": arguments.weights,
         "preview": dict(zip(sides, workload.preview, strict=True)),
         "window": dict(zip(sides, workload.video, strict=True)),
@@ -110,11 +111,15 @@ def read_configs(model: str) -> ModelConfigs:
     Raises:
         ValueError: If there is no such model.
     """
-    from flashvideo.pipelines.folders import model_folder
+    from flashvideo.pipelines.folders import is_repository, model_folder
     from flashvideo.pipelines.footprint import ModelConfigs
 
     if model in (FLASHVIDEO.name, RELEASED_REPOSITORY):
         return ModelConfigs.released()
+    if is_repository(model):
+        raise ValueError(
+            f"plan downloads nothing, got the repository {model}; give {FLASHVIDEO.name}, or the folder of a model"
+        )
     return ModelConfigs.read(model_folder(model))
 
 

@@ -4,7 +4,8 @@ Weights are random, since neither depends on them, so that nothing has to be dow
 
     python -m flashvideo.evaluation.phases --size 1080p --vram 24
 
-On CUDA devices the peak is torch's own count (`max_memory_allocated`), on the host the process's high-water mark.
+The peak is without the reserve for driver and libraries: on CUDA devices torch's own count (`max_memory_allocated`). On
+the host it is the process's high-water mark, and so has in it Python, libraries and all networks.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from flashvideo.pipelines.devices import GIB, choose_device
 from flashvideo.pipelines.embeds import PromptEmbeds
 from flashvideo.pipelines.footprint import ModelConfigs
 from flashvideo.pipelines.loading import choose_dtype
-from flashvideo.pipelines.memory import Measures
-from flashvideo.pipelines.quantization import quantize
+from flashvideo.pipelines.memory import Measures, PhasePlan, as_gib
 from flashvideo.pipelines.sizes import REFERENCE, named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.pipelines.workload import Workload
 from flashvideo.schedule import FlashVideoScheduler
 
 T = TypeVar("T")
@@ -51,6 +52,9 @@ class Taken:
 
     peak_bytes: int = 0
     """The most that was allocated, weights included."""
+
+    planned: PhasePlan | None = None
+    """What was planned, last."""
 
 
 class Meter:
@@ -77,18 +81,16 @@ class Meter:
         taken.seconds += time.perf_counter() - started
         taken.calls += 1
         taken.peak_bytes = max(taken.peak_bytes, _peak(device))
+        taken.planned = None if self._memory.plan is None else self._memory.plan.phase(phase)
         return result
 
 
-def random_pipeline(
-    configs: ModelConfigs, dtype: torch.dtype, *, weights: str = "full"
-) -> FlashVideoPipeline:
+def random_pipeline(configs: ModelConfigs, dtype: torch.dtype) -> FlashVideoPipeline:
     """Builds a model of random weights on the host.
 
     Args:
         configs: The model.
         dtype: Of its weights.
-        weights: How the transformers' are stored, see `flashvideo.pipelines.quantization`.
 
     Returns:
         The pipeline, without a tokenizer: it takes `prompt_embeds`.
@@ -106,8 +108,6 @@ def random_pipeline(
         build(functools.partial(FlashVideoTransformer3DModel.from_config, config))
         for config in (configs.stage1_transformer, configs.stage2_transformer)
     ]
-    for transformer in transformers:
-        quantize(transformer, weights)
     encoder = configs.text_encoder
     return FlashVideoPipeline(
         tokenizer=None,
@@ -141,8 +141,9 @@ def measure(
     meter, preset = Meter(memory), pipeline.preset
     if pipeline.text_encoder is not None:
         length = preset.stage1.max_text_tokens
-        token_ids = torch.zeros(2, length, dtype=torch.long)
-        meter.run("text", lambda _: pipeline.text_encoder(token_ids.to(memory.device))[0].cpu())
+        token_ids = torch.zeros(1, length, dtype=torch.long)
+        with pipeline.planned(Workload):
+            meter.run("text", lambda _: pipeline.text_encoder(token_ids.to(memory.device))[0].cpu())
         pipeline.give_up("text_encoder")
     width = pipeline.stage1_transformer.config.text_embed_dim
     embeds = PromptEmbeds(
@@ -199,8 +200,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON too")
     arguments = parser.parse_args()
     configs = ModelConfigs.released() if arguments.model is None else ModelConfigs.read(arguments.model)
-    pipeline = random_pipeline(configs, choose_dtype(arguments.dtype), weights=arguments.weights)
     device = choose_device(arguments.device)
+    pipeline = random_pipeline(configs, choose_dtype(arguments.dtype, device))
     pipeline.enable_memory_plans(
         device,
         budget_bytes=None if arguments.vram is None else int(arguments.vram * GIB),
@@ -210,9 +211,6 @@ def main() -> None:
     num_frames = arguments.frames or configs.preset.stage1.num_frames
     started = time.perf_counter()
     taken = measure(pipeline, size, num_frames, stage1_steps=arguments.stage1_steps)
-    assert pipeline._memory is not None
-    plan = pipeline._memory.plan
-    assert plan is not None
     print(
         f"{size[1]}x{size[0]}, {num_frames} frames, {device}, {arguments.dtype}, weights {arguments.weights}"
     )
@@ -220,20 +218,13 @@ def main() -> None:
         "| phase | measures | predicted | measured | calls | seconds |\n| --- | --- | --- | --- | --- | --- |"
     )
     for phase, figures in taken.items():
-        planned = plan.phase(phase)
-        measures, predicted = (
-            ("", "") if planned is None else (planned.measures, f"{planned.peak_bytes / GIB:.2f}")
-        )
-        print(
-            f"| {phase} | {measures} | {predicted} GiB | {figures.peak_bytes / GIB:.2f} GiB | {figures.calls} | "
-            f"{figures.seconds:.1f} |"
-        )
+        planned = figures.planned
+        assert planned is not None
+        sizes = f"{as_gib(planned.peak_bytes)} | {as_gib(figures.peak_bytes)}"
+        print(f"| {phase} | {planned.measures} | {sizes} | {figures.calls} | {figures.seconds:.1f} |")
     print(f"in all {time.perf_counter() - started:.1f} s")
     if arguments.output is not None:
-        content = {
-            "plan": plan.as_dict(),
-            "phases": {phase: dataclasses.asdict(one) for phase, one in taken.items()},
-        }
+        content = {phase: dataclasses.asdict(one) for phase, one in taken.items()}
         arguments.output.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -97,10 +98,17 @@ class PlannedPipeline(DiffusionPipeline):
         own = Measures(thrift=self._thrift)
         return work(own) if self._memory is None else self._memory.run(phase, work, own)
 
-    def prepare_memory(self, workload: Callable[[], Workload]) -> None:
-        """Makes the memory plan of a run, if there are to be plans; `workload` says what it is asked for."""
-        if self._memory is not None:
-            self._memory.prepare(workload())
+    @contextmanager
+    def planned(self, workload: Callable[[], Workload]) -> Iterator[None]:
+        """Within the block a memory plan holds, if there are to be plans; `workload` says what the run is asked for.
+
+        A block inside, of a part of the run, follows the same plan.
+        """
+        if self._memory is None:
+            yield
+        else:
+            with self._memory.planned(workload()):
+                yield
 
 
 class StagePipeline(PlannedPipeline):

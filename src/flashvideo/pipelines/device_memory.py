@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import psutil
@@ -14,13 +15,13 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
-from flashvideo.pipelines.devices import GIB
 from flashvideo.pipelines.footprint import Footprint
 from flashvideo.pipelines.memory import (
     DEVICE_RESERVE_BYTES,
     PHASES,
     Measures,
     MemoryPlan,
+    as_gib,
     plan_memory,
 )
 from flashvideo.pipelines.quantization import stored_bytes
@@ -29,6 +30,9 @@ from flashvideo.pipelines.workload import Workload
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+# As the host, CUDA, cuBLAS and cuDNN say it.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "allocation_failed")
 
 HOST, GONE = torch.device("cpu"), torch.device("meta")
 
@@ -65,30 +69,38 @@ class DeviceMemory:
         self._streamed: set[str] = set()
         self._chunked: set[str] = set()
 
-    def prepare(self, workload: Workload) -> MemoryPlan:
-        """Makes the plan of a run, unless the current one is for it.
+    @contextmanager
+    def planned(self, workload: Workload) -> Iterator[None]:
+        """Within the block the plan of a run holds; that of the block around it, if the run is a part of that one.
+
+        If none fits, it is the thriftiest one, with a warning.
 
         Args:
             workload: What is asked for.
-
-        Returns:
-            The plan. If none fits, the thriftiest one, with a warning.
         """
-        whole = self._workload
-        is_part = whole is not None and whole != workload and whole.includes(workload)
-        if self.plan is None or not is_part:
-            self._workload = workload
-            self.plan = self.plan_for(workload)
-            logger.info("memory plan:\n%s", self.plan)
-            if not self.plan.fits:
-                logger.warning(
-                    "this will need about %.1f GiB and %.1f GiB are free; it may run out of memory, a smaller size or "
-                    "fewer frames need less",
-                    self.plan.peak_bytes / GIB,
-                    self.plan.budget_bytes / GIB,
-                )
-            self._check_host(self.plan)
-        return self.plan
+        around, plan = self._workload, self.plan
+        if around is not None and around.includes(workload):
+            yield
+            return
+        self._workload, self.plan = workload, self.plan_for(workload)
+        self._log(self.plan)
+        try:
+            yield
+        finally:
+            self._workload = around
+            if around is not None:
+                self.plan = plan
+
+    def _log(self, plan: MemoryPlan) -> None:
+        logger.info("memory plan:\n%s", plan)
+        if not plan.fits:
+            logger.warning(
+                "this will need about %s, and %s may be used; it may run out of memory, a smaller size or fewer frames "
+                "need less",
+                as_gib(plan.peak_bytes),
+                as_gib(plan.budget_bytes),
+            )
+        self._check_host(plan)
 
     def _check_host(self, plan: MemoryPlan) -> None:
         """Warns if what waits on the host will not fit there."""
@@ -100,10 +112,10 @@ class DeviceMemory:
         needed, free = plan.host_bytes - there, free_bytes(HOST)
         if self.device.type != HOST.type and needed > free:
             logger.warning(
-                "about %.1f GiB will wait in the host's memory, of which %.1f GiB are free; a smaller size or fewer "
-                "frames need less",
-                needed / GIB,
-                free / GIB,
+                "about %s will wait in the host's memory, of which %s are free; a smaller size or fewer frames need "
+                "less",
+                as_gib(needed),
+                as_gib(free),
             )
 
     def plan_for(self, workload: Workload) -> MemoryPlan:
@@ -123,8 +135,15 @@ class DeviceMemory:
             budget,
             may_offload=not is_host,
             gone=self._gone,
+            extra_bytes=self._extra_bytes(),
             reserve_bytes=host_reserve(workload) if is_host else DEVICE_RESERVE_BYTES,
         )
+
+    def _extra_bytes(self) -> dict[str, int]:
+        """What networks have beside the weights that their configs tell of: LoRAs."""
+        known = self._footprint.weights
+        present = {name: module for name, module in self._components.items() if name not in self._gone}
+        return {name: max(0, stored_bytes(module) - known[name]) for name, module in present.items()}
 
     def run(self, phase: str, work: Callable[[Measures], T], own: Measures | None = None) -> T:
         """Does the work of a phase, with the network where it is needed; if the memory runs out, more thriftily.
@@ -157,7 +176,7 @@ class DeviceMemory:
                 phase,
                 planned.measures if stays else "one network at a time on the device",
             )
-            self.release()
+            release(self.device)
 
     def enter(self, phase: str) -> Measures:
         """Brings a phase's network to the device, and all others away if the plan says so.
@@ -199,6 +218,13 @@ class DeviceMemory:
             if any(not _is_on(tensor, targets[name]) for tensor in tensors):
                 self._components[name].to(targets[name])
 
+    def leave(self) -> None:
+        """Lets all networks wait on the host, but for what streamed ones have on the device."""
+        for name, module in self._components.items():
+            if name not in self._streamed and name not in self._gone:
+                module.to(HOST)
+        release(self.device)
+
     def give_up(self, name: str) -> None:
         """Frees the weights of a network, if there is one, that will not be needed any more; its config stays."""
         if name not in self._components:
@@ -210,15 +236,7 @@ class DeviceMemory:
                 hooks.remove_hook("group_offloading", recurse=False)
         nn.Module.to(module, GONE)
         self._gone.add(name)
-        self.release()
-
-    def release(self) -> None:
-        """Gives memory that is no longer used back to the device."""
-        gc.collect()
-        if self.device.type == "mps":
-            torch.mps.empty_cache()
-        elif self.device.type != HOST.type:
-            torch.accelerator.empty_cache()
+        release(self.device)
 
     def _stream(self, name: str) -> None:
         """From now on brings a network's weights to the device piece by piece."""
@@ -234,6 +252,15 @@ class DeviceMemory:
             **({"offload_type": "leaf_level"} if name == "text_encoder" else by_block),
         )
         self._streamed.add(name)
+
+
+def release(device: torch.device) -> None:
+    """Gives memory that is no longer used back to a device."""
+    gc.collect()
+    if device.type == "mps":
+        torch.mps.empty_cache()
+    elif device.type != HOST.type:
+        torch.accelerator.empty_cache()
 
 
 def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
@@ -262,5 +289,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out; torch has a class for it on some devices only."""
     message = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+        isinstance(error, RuntimeError) and any(words in message for words in _OUT_OF_MEMORY)
     )

@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from diffusers import (
@@ -247,6 +248,25 @@ def footprint_of(configs: ModelConfigs, dtype: torch.dtype, *, weights: str, on_
     return Footprint(configs, dtype, weights=weights, on_host=on_host)
 
 
+P = ParamSpec("P")
+
+
+def _remembered(
+    find: Callable[Concatenate[Footprint, P], Peak],
+) -> Callable[Concatenate[Footprint, P], Peak]:
+    """Lets a footprint find each peak once, one at a time since its networks are set up for it."""
+
+    @functools.wraps(find)
+    def look_up(self: Footprint, *args: P.args, **kwargs: P.kwargs) -> Peak:
+        key = (find.__name__, args, tuple(sorted(kwargs.items())))
+        with self._lock:
+            if key not in self._peaks:
+                self._peaks[key] = find(self, *args, **kwargs)
+            return self._peaks[key]
+
+    return look_up
+
+
 class Footprint:
     """Predicts what each part of a model's work allocates.
 
@@ -265,6 +285,8 @@ class Footprint:
         self.dtype = dtype
         self._kind = weights
         self._mode = FakeTensorMode()
+        self._peaks: dict[Any, Peak] = {}
+        self._lock = threading.RLock()
 
     @functools.cached_property
     def weights(self) -> dict[str, int]:
@@ -306,6 +328,7 @@ class Footprint:
                 parts["text_encoder"] = self._build_text_encoder()
         return parts
 
+    @_remembered
     def text(self, batch_size: int = 1) -> Peak:
         """Encoding B prompts."""
         length = max(self.configs.preset.stage1.max_text_tokens, self.configs.preset.stage2.max_text_tokens)
@@ -314,7 +337,7 @@ class Footprint:
             lambda: torch.zeros(batch_size, length, dtype=torch.long), lambda token_ids: encoder(token_ids)
         )
 
-    @functools.cache  # noqa: B019 - as long-lived as what it caches
+    @_remembered
     def denoise(
         self,
         stage: int,
@@ -357,7 +380,7 @@ class Footprint:
             ),
         )
 
-    @functools.cache  # noqa: B019
+    @_remembered
     def decode(self, size: tuple[int, int, int], thrift: str | None, batch_size: int = 1) -> Peak:
         """Decoding B clips of (frames, height, width), with the result elsewhere."""
         num_latent_frames, *latent_size = self._latent_size(size)
@@ -366,7 +389,7 @@ class Footprint:
             self._vae.decoder, decode_chunk, (batch_size, self._channels), chunks, latent_size, thrift
         )
 
-    @functools.cache  # noqa: B019
+    @_remembered
     def encode(self, size: tuple[int, int, int], thrift: str | None, batch_size: int = 1) -> Peak:
         """Encoding B clips of (frames, height, width) that lie elsewhere."""
         num_frames, *pixel_size = size

@@ -131,7 +131,7 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         """What the device holds at the peak of the run, reserve included."""
-        return self.reserve_bytes + max(phase.peak_bytes for phase in self.phases)
+        return self.reserve_bytes + max((phase.peak_bytes for phase in self.phases), default=0)
 
     @property
     def fits(self) -> bool:
@@ -157,7 +157,7 @@ class MemoryPlan:
     @property
     def host_bytes(self) -> int:
         """What waits on the host at most; frames and what python itself takes come on top."""
-        return max(phase.host_bytes for phase in self.phases)
+        return max((phase.host_bytes for phase in self.phases), default=0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; sizes in GiB."""
@@ -187,20 +187,20 @@ class MemoryPlan:
         rows += [
             (
                 phase.phase,
-                _gib(phase.weight_bytes),
-                _gib(phase.work_bytes),
-                _gib(phase.peak_bytes + self.reserve_bytes),
-                _gib(phase.host_bytes),
+                as_gib(phase.weight_bytes),
+                as_gib(phase.work_bytes),
+                as_gib(phase.peak_bytes + self.reserve_bytes),
+                as_gib(phase.host_bytes),
                 str(phase.measures),
             )
             for phase in self.phases
         ]
         lines = [f"{name:14}{a:>10}{b:>10}{c:>10}{d:>10}  {text}" for name, a, b, c, d, text in rows]
-        last = f"peak {_gib(self.peak_bytes)} of {_gib(self.budget_bytes)}"
+        last = f"peak {as_gib(self.peak_bytes)} of {as_gib(self.budget_bytes)}"
         if self.reserve_bytes:
-            last += f", {_gib(self.reserve_bytes)} of it for what is not torch's"
+            last += f", {as_gib(self.reserve_bytes)} of it for what is not torch's"
         if self.host_bytes:
-            last += f"; up to {_gib(self.host_bytes)} wait on the host"
+            last += f"; up to {as_gib(self.host_bytes)} wait on the host"
         return "\n".join([*lines, f"{last}; {where}"])
 
 
@@ -211,6 +211,7 @@ def plan_memory(
     *,
     may_offload: bool = True,
     gone: Collection[str] = (),
+    extra_bytes: Mapping[str, int] = MappingProxyType({}),
     single_run: bool = False,
     reserve_bytes: int = DEVICE_RESERVE_BYTES,
 ) -> MemoryPlan:
@@ -222,6 +223,7 @@ def plan_memory(
         budget_bytes: Memory of the device that may be used, driver included.
         may_offload: Whether weights can be kept elsewhere while they are idle; not if the device is the host.
         gone: Components whose weights were given up before.
+        extra_bytes: What components have beside the weights that the footprint knows.
         single_run: Whether weights are given up that the run does not need any more.
         reserve_bytes: Memory that is taken beside the tensors.
 
@@ -240,6 +242,7 @@ def plan_memory(
                 phase,
                 available,
                 kept=kept_components(phase, phases) if single_run else there,
+                extra_bytes=extra_bytes,
                 resident=resident,
                 may_offload=may_offload,
             )
@@ -253,6 +256,8 @@ def plan_memory(
             budget_bytes=budget_bytes,
         )
 
+    if may_offload and set(phases) <= {"text"}:
+        return plan(resident=False)  # only the text encoder has to be there yet
     resident = plan(resident=True)
     if not may_offload:
         return resident
@@ -287,11 +292,16 @@ def _plan_phase(
     available: int,
     *,
     kept: tuple[str, ...],
+    extra_bytes: Mapping[str, int],
     resident: bool,
     may_offload: bool,
 ) -> PhasePlan:
     """The first rung of a phase's ladder that fits, or the last one."""
     ladder = list(_ladder(workload, phase, may_offload=may_offload))
+    weights, streamed = (
+        {name: num_bytes + extra_bytes.get(name, 0) for name, num_bytes in known.items()}
+        for known in (footprint.weights, footprint.streamed_weights)
+    )
     plan: PhasePlan | None = None
     for rung, measures in enumerate(ladder, start=1):
         if resident and measures.streamed_weights:
@@ -302,8 +312,7 @@ def _plan_phase(
             if "Kernel size can't be greater" not in str(error):  # diffusers' VAE on whole frames of 1080p
                 raise
             continue
-        weights = footprint.weights
-        at_work = footprint.streamed_weights if measures.streamed_weights else weights
+        at_work = streamed if measures.streamed_weights else weights
         waiting = [name for name in kept if measures.streamed_weights or name != PHASES[phase]]
         plan = PhasePlan(
             phase=phase,
@@ -354,5 +363,6 @@ def _work(footprint: Footprint, workload: Workload, phase: str, measures: Measur
     return code(size, measures.thrift, workload.batch_size)
 
 
-def _gib(num_bytes: int) -> str:
+def as_gib(num_bytes: int) -> str:
+    """Returns a size for people, such as `1.25 GiB`."""
     return f"{num_bytes / GIB:.{1 if num_bytes >= 10 * GIB else 2}f} GiB"

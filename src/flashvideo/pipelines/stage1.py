@@ -302,32 +302,32 @@ class FlashVideoStage1Pipeline(StagePipeline, Stage1LoraMixin):
         )
         log_untrained_preview(num_frames, height, width, preset=self.preset)
         log_negative_prompt(negative_prompt)
-        self.prepare_memory(
+        with self.planned(
             lambda: Workload(
                 preview=(num_frames, height, width),
                 text=prompt is not None,
                 guided=(guidance_scale != 1, False),
                 batch_size=count_clips(prompt, None, prompt_embeds),
             )
-        )
-        self._interrupt = False
-        generator = generator_or_fresh(generator)
-        if prompt is not None:
-            prompt_embeds = self.encode_prompt(prompt)
-        assert prompt_embeds is not None
-        latents = self.prepare_latents(len(prompt_embeds), size, generator, latents)
-        latents = self.denoise(
-            latents,
-            prompt_embeds.to(latents.device, self.transformer.dtype),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
-            generator=generator,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        frames: Frames = latents
-        if output_type != "latent":
-            frames = postprocess_frames(self.decode_latents(latents), output_type)
+        ):
+            self._interrupt = False
+            generator = generator_or_fresh(generator)
+            if prompt is not None:
+                prompt_embeds = self.encode_prompt(prompt)
+            assert prompt_embeds is not None
+            latents = self.prepare_latents(len(prompt_embeds), size, generator, latents)
+            latents = self.denoise(
+                latents,
+                prompt_embeds.to(latents.device, self.transformer.dtype),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
+                generator=generator,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            )
+            frames: Frames = latents
+            if output_type != "latent":
+                frames = postprocess_frames(self.decode_latents(latents), output_type)
         self.maybe_free_model_hooks()
         return FlashVideoStage1Output(frames=frames, latents=latents) if return_dict else (frames, latents)

@@ -13,7 +13,8 @@ text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset
 from flashvideo.pipelines.stage2_steps import EnhanceSteps
 from flashvideo.pipelines.windows import NoiseField, Window, cross_fade, iterate_windows
-from flashvideo.pipelines.workload import stage2_workload
+from flashvideo.pipelines.workload import Workload, stage2_workload
 from flashvideo.presets import Preset
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.vae import Tiling
@@ -236,6 +237,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
         *,
         prompt_prefix: str | None = None,
         settings: EnhanceSettings | None = None,
+        num_frames: int | None = None,
         generator: torch.Generator | None = None,
         prompt_embeds: torch.Tensor | None = None,
         callback_on_step_end: Callback | None = None,
@@ -251,6 +253,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
             prompt: What the video shows; None for no text, and then no guidance.
             prompt_prefix: Goes before the prompt, without a space, such as "medium motion,"; the model's own if None.
             settings: From `complete_settings`; the model's defaults for the size of the first frame if None.
+            num_frames: F, where it is known: the memory of a clip shorter than a window is planned as such.
             generator: Source of all randomness; a fresh one if None.
             prompt_embeds: Text embeddings (1, L, D) instead of a prompt.
             callback_on_step_end: Called after each step of each window.
@@ -273,19 +276,29 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
         )
         if settings is None:
             settings = complete_settings((first.shape[-2], first.shape[-1]), preset=self.preset, vae=self.vae)
-        self.prepare_memory(
-            lambda: stage2_workload(self, settings, num_clips=1, prompt=prompt, prompt_embeds=prompt_embeds)
-        )
+        # The text is read now, and may be given up before the first frame is asked for.
+        with self.planned(lambda: Workload(text=prompt is not None)):
+            embeds = self.text_embeds(prompt, prompt_embeds, 1, prompt_prefix=prompt_prefix)
         self._interrupt = False
         windows = self.enhance_windows(
             (frame[None] for frame in frames),
-            self.text_embeds(prompt, prompt_embeds, 1, prompt_prefix=prompt_prefix),
+            embeds,
             settings,
             generator=generator_or_fresh(generator),
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        return (stretch[0] for stretch in self.join_windows(windows, settings))
+        workload = functools.partial(
+            stage2_workload, self, settings, num_clips=1, num_frames=num_frames, prompt_embeds=embeds
+        )
+        return self._planned_stretches(workload, self.join_windows(windows, settings))
+
+    def _planned_stretches(
+        self, workload: Callable[[], Workload], stretches: Iterator[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        with self.planned(workload):
+            for stretch in stretches:
+                yield stretch[0]
 
     @torch.no_grad()
     def __call__(
@@ -373,7 +386,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
         if output_type == "latent":
             settings.check_one_window(num_frames)
         log_negative_prompt(negative_prompt)
-        self.prepare_memory(
+        with self.planned(
             lambda: stage2_workload(
                 self,
                 settings,
@@ -382,15 +395,15 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
                 prompt=prompt,
                 prompt_embeds=prompt_embeds,
             )
-        )
-        frames = self.enhance(
-            pixels,
-            self.text_embeds(prompt, prompt_embeds, batch_size, prompt_prefix=prompt_prefix),
-            settings,
-            generator=generator_or_fresh(generator),
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
+        ):
+            frames = self.enhance(
+                pixels,
+                self.text_embeds(prompt, prompt_embeds, batch_size, prompt_prefix=prompt_prefix),
+                settings,
+                generator=generator_or_fresh(generator),
+                output_type=output_type,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            )
         self.maybe_free_model_hooks()
         return FlashVideoEnhanceOutput(frames=frames) if return_dict else (frames,)

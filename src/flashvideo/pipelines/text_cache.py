@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import T5EncoderModel
 
+from flashvideo.pipelines.device_memory import HOST, DeviceMemory, release
 from flashvideo.pipelines.embeds import EMBEDS_SUFFIX, PromptEmbeds, log_limits, stored_text_encoder_id
+from flashvideo.pipelines.footprint import ModelConfigs, footprint_of
 from flashvideo.pipelines.inputs import check_prompt, check_prompt_prefix, or_default
 
 if TYPE_CHECKING:
@@ -103,17 +104,21 @@ def _encode(
     pipeline: FlashVideoPipeline, encoder_folder: Path, prompts: Sequence[str], prefix: str
 ) -> PromptEmbeds:
     """Encodes with a text encoder that is in memory only for that."""
-    device = pipeline._execution_device
+    device, memory = pipeline._execution_device, pipeline._memory
     encoder = T5EncoderModel.from_pretrained(encoder_folder, dtype=pipeline.stage1_transformer.dtype)
     parts = {**pipeline.components, "text_encoder": encoder.eval()}
     reader = type(pipeline)(**parts, preset=pipeline.preset)
-    if pipeline._memory is None:
+    if memory is None:
         encoder.to(device)
     else:
-        reader.weights, budget = pipeline.weights, pipeline._memory.budget_bytes
-        reader.enable_memory_plans(device, budget_bytes=budget, weights=pipeline.weights)
+        memory.leave()
+        footprint = footprint_of(
+            ModelConfigs.of(reader), encoder.dtype, weights=pipeline.weights, on_host=device.type == HOST.type
+        )
+        reader._memory = DeviceMemory(
+            {"text_encoder": encoder}, footprint, device, budget_bytes=memory.budget_bytes
+        )
     embeds = reader.encode_prompt(prompts, prompt_prefix=prefix)
     del encoder, parts, reader
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what was freed is the transformers' now
+    release(device)  # what was freed is the transformers' now
     return embeds

@@ -163,9 +163,8 @@ class FlashVideoPipeline(PreviewSteps):
         check_prompt(prompt)
         check_prompt_prefix(prompt_prefix, has_prompt=True)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if self.text_encoder is not None:
-            self.prepare_memory(lambda: Workload(batch_size=len(prompts)))
-        stage1, stage2 = embed_for_stages(self, prompts, prompt_prefix=prompt_prefix)
+        with self.planned(lambda: Workload(batch_size=len(prompts))):
+            stage1, stage2 = embed_for_stages(self, prompts, prompt_prefix=prompt_prefix)
         assert stage1 is not None
         assert stage2 is not None
         return PromptEmbeds(
@@ -293,7 +292,7 @@ class FlashVideoPipeline(PreviewSteps):
         if output_type == "latent" and not preview_only:
             settings.check_one_window(preview_shape[0])
         log_negative_prompt(negative_prompt)
-        self.prepare_memory(
+        with self.planned(
             lambda: two_stage_workload(
                 self,
                 source,
@@ -303,46 +302,46 @@ class FlashVideoPipeline(PreviewSteps):
                 reads_text=prompt_embeds is None and (prompt is not None or isinstance(source, PreviewState)),
                 stage1_guidance_scale=stage1_guidance_scale,
             )
-        )
-        self._interrupt, timings = False, {}
-        started = time.perf_counter()
-        prompts, stage1_embeds, stage2_embeds = prepare_text(
-            self,
-            prompt,
-            source,
-            prompt_prefix=prompt_prefix,
-            prompt_embeds=prompt_embeds,
-            preview_only=preview_only,
-        )
-        if source is None:
-            made = self.make_preview(
-                prompts,
-                preview_shape,
-                final=(height, width),
-                prompt_embeds=stage1_embeds,
-                num_inference_steps=stage1_num_inference_steps,
-                guidance_scale=stage1_guidance_scale,
-                guidance_schedule=stage1_guidance_schedule,
-                generator=generator,
-                callback_on_step_end=stage1_callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            )
-            timings["stage1"] = self.seconds_since(started)
+        ):
+            self._interrupt, timings = False, {}
             started = time.perf_counter()
-        else:
-            made = self.open_preview(source, generator)
-        frames = None
-        if not preview_only and not self.interrupt:
-            frames = self.stage2.enhance(
-                made.pixels,
-                None if stage2_embeds is None else stage2_embeds.expand(len(made.pixels), -1, -1),
-                settings,
-                generator=made.generator,
-                output_type=output_type,
-                callback_on_step_end=self.relay(callback_on_step_end),
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            prompts, stage1_embeds, stage2_embeds = prepare_text(
+                self,
+                prompt,
+                source,
+                prompt_prefix=prompt_prefix,
+                prompt_embeds=prompt_embeds,
+                preview_only=preview_only,
             )
-            timings["stage2"] = self.seconds_since(started)
+            if source is None:
+                made = self.make_preview(
+                    prompts,
+                    preview_shape,
+                    final=(height, width),
+                    prompt_embeds=stage1_embeds,
+                    num_inference_steps=stage1_num_inference_steps,
+                    guidance_scale=stage1_guidance_scale,
+                    guidance_schedule=stage1_guidance_schedule,
+                    generator=generator,
+                    callback_on_step_end=stage1_callback_on_step_end,
+                    callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                )
+                timings["stage1"] = self.seconds_since(started)
+                started = time.perf_counter()
+            else:
+                made = self.open_preview(source, generator)
+            frames = None
+            if not preview_only and not self.interrupt:
+                frames = self.stage2.enhance(
+                    made.pixels,
+                    None if stage2_embeds is None else stage2_embeds.expand(len(made.pixels), -1, -1),
+                    settings,
+                    generator=made.generator,
+                    output_type=output_type,
+                    callback_on_step_end=self.relay(callback_on_step_end),
+                    callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                )
+                timings["stage2"] = self.seconds_since(started)
         self.maybe_free_model_hooks()
         output = FlashVideoPipelineOutput(
             frames=frames,
