@@ -9,6 +9,9 @@ from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.evaluation.suite import held_out_scene, upscale
 from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.pipelines.loading import load_pipeline
+from flashvideo.vae import decode_latents, encode_pixels
+from flashvideo.vae.layers import Workspace, decode_chunk
+from flashvideo.vae.tiling import Tiling
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,14 @@ def test_stage_2_adds_detail_to_a_part_of_a_preview_and_keeps_its_content(nano, 
         ).frames[0]
         assert gradient_energy_ratio(frames.float(), upscale(clip, 192, 256, "bicubic")).item() > 1.1
         assert downsampled_psnr(frames.float(), clip).mean().item() > least
+
+
+@torch.no_grad()
+def test_strips_leave_no_seams_in_its_frames_as_tiles_do(nano, previews):
+    latents = encode_pixels(nano.vae, previews[1][:1, :5], scale=1.0)
+    whole = decode_latents(nano.vae, latents, scale=1.0)
+    tiles = decode_latents(nano.vae, latents, scale=1.0, tiling=Tiling(rows=2, columns=2, overlap=4))
+    workspace = Workspace(device=nano.vae.device, thrift="layers", strip_bytes=100_000)
+    strips = decode_chunk(nano.vae.decoder, latents.transpose(1, 2), workspace).transpose(1, 2)
+    assert 127.5 * (strips - whole).abs().max() < 0.05  # levels of 255
+    assert 127.5 * (tiles - whole).abs().mean() > 0.1

@@ -24,6 +24,7 @@ import torch
 
 from flashvideo.evaluation.phases import random_pipeline
 from flashvideo.pipelines.footprint import Footprint, ModelConfigs, Peak
+from flashvideo.pipelines.quantization import quantize
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.vae.layers import THRIFTS
 
@@ -39,7 +40,7 @@ class Case:
     """One measure at one size."""
 
     work: str
-    """`"denoise"`, `"encode"` or `"decode"`."""
+    """`"text"`, `"denoise"`, `"encode"` or `"decode"`."""
 
     measure: str
     """Which measure, see `cases`."""
@@ -57,7 +58,7 @@ def small_configs() -> ModelConfigs:
     small = {"num_attention_heads": 8, "num_layers": 2, "text_embed_dim": 64, "max_text_seq_length": 64}
     return dataclasses.replace(
         released,
-        text_encoder=None,
+        text_encoder={**(released.text_encoder or {}), "d_model": 1024, "d_ff": 4096, "num_layers": 2},
         vae={**released.vae, "block_out_channels": (32, 64, 64, 128), "layers_per_block": 1},
         stage1_transformer={**released.stage1_transformer, **small},
         stage2_transformer={**(released.stage2_transformer or {}), **small},
@@ -67,8 +68,9 @@ def small_configs() -> ModelConfigs:
 def cases() -> Iterator[Case]:
     """The grid."""
     for dtype in ("float32", "bfloat16"):
+        yield Case(work="text", measure="none", size=SIZES[0], dtype=dtype)
         for size in SIZES:
-            for measure in ("none", "in turn", "512 tokens", "in turn, 512 tokens"):
+            for measure in ("none", "two clips", "fp8", "in turn", "512 tokens", "in turn, 512 tokens"):
                 yield Case(
                     work="denoise", measure=measure, size=(size[0], 2 * size[1], 2 * size[2]), dtype=dtype
                 )
@@ -79,14 +81,17 @@ def cases() -> Iterator[Case]:
 
 def predict(case: Case) -> int:
     """Returns the bytes that the case should take, on device and host, which are one on a CPU."""
-    footprint = Footprint(small_configs(), getattr(torch, case.dtype), on_host=True)
-    if case.work == "denoise":
+    footprint = Footprint(small_configs(), getattr(torch, case.dtype), weights=weights_of(case), on_host=True)
+    if case.work == "text":
+        peak = footprint.text()
+    elif case.work == "denoise":
         peak = footprint.denoise(
             2,
             case.size,
             guided=True,
             sequential_guidance="in turn" in case.measure,
             chunk_size=512 if "512" in case.measure else None,
+            batch_size=clips_of(case),
         )
     else:
         peak = getattr(footprint, case.work)(case.size, None if case.measure == "none" else case.measure)
@@ -100,20 +105,24 @@ def prepare(case: Case) -> Callable[[], object]:
     torch.manual_seed(0)
     configs, dtype = small_configs(), getattr(torch, case.dtype)
     pipeline = random_pipeline(configs, dtype)
+    if case.work == "text":
+        token_ids = torch.zeros(1, configs.preset.stage1.max_text_tokens, dtype=torch.long)
+        return lambda: pipeline.text_encoder(token_ids)
     num_frames, height, width = case.size
-    latent_shape = (1, 1 + (num_frames - 1) // 4, 16, height // 8, width // 8)
+    latent_shape = (clips_of(case), 1 + (num_frames - 1) // 4, 16, height // 8, width // 8)
     if case.work == "encode":
         pixels = torch.rand(1, num_frames, 3, height, width) * 2 - 1
         return lambda: encode_pixels(pipeline.vae, pixels, scale=1.0, thrift=thrift_of(case))
     if case.work == "decode":
         latents = torch.randn(latent_shape)
         return lambda: decode_latents(pipeline.vae, latents, scale=1.0, thrift=thrift_of(case))
+    quantize(pipeline.stage2_transformer, weights_of(case))
     stage2 = pipeline.stage2
     if "in turn" in case.measure:
         stage2.enable_sequential_guidance()
     if "512" in case.measure:
         stage2.transformer.enable_forward_chunking(512)
-    latents, text = torch.randn(latent_shape), torch.randn(1, 64, 64).to(dtype)
+    latents, text = torch.randn(latent_shape), torch.randn(clips_of(case), 64, 64).to(dtype)
     return lambda: stage2.predict_velocity(
         latents, text, torch.tensor(500.0), guidance_scale=GUIDANCE_SCALE, noise_step=675
     )
@@ -122,6 +131,16 @@ def prepare(case: Case) -> Callable[[], object]:
 def thrift_of(case: Case) -> str | None:
     """The VAE's thrift of a case."""
     return None if case.measure == "none" else case.measure
+
+
+def weights_of(case: Case) -> str:
+    """How the transformer's weights are stored in a case."""
+    return "fp8" if case.measure == "fp8" else "full"
+
+
+def clips_of(case: Case) -> int:
+    """Clips at once of a case."""
+    return 2 if case.measure == "two clips" else 1
 
 
 @torch.no_grad()
