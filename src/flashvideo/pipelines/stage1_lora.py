@@ -69,9 +69,8 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
         try:
             state, metadata = self.lora_state_dict(given, return_lora_metadata=True, **kwargs)
         except OSError as error:
-            if isinstance(given, str) and os.path.isfile(
-                given
-            ):  # diffusers' own message does not say what is wrong
+            # Of a file, diffusers' own message does not say what is wrong.
+            if isinstance(given, str) and os.path.isfile(given):
                 raise ValueError(f"the LoRA {given} cannot be read, is it a safetensors file?") from error
             raise
         transformer = self._lora_transformer
