@@ -1,5 +1,6 @@
 """Each metric against a closed form or an independent computation by scipy, and its behaviour at the extremes."""
 
+import itertools
 import math
 
 import numpy as np
@@ -290,6 +291,79 @@ def test_a_factor_of_one_or_less_is_refused(factor):
         metrics.high_frequency_fraction(torch.zeros(3, 32, 32), factor)
 
 
+# --- band_energy ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90])
+@pytest.mark.parametrize(("wavelength", "band"), [(48, 0), (24, 1), (12, 2), (6, 3), (3, 4)])
+def test_a_wave_is_in_its_octave_with_half_its_amplitude_squared(wavelength, band, degrees):
+    energy = metrics.band_energy(grating(wavelength, degrees, amplitude=0.2, size=192))
+    expected = torch.zeros(5)
+    expected[band] = (0.2 * 127.5) ** 2 / 2
+    torch.testing.assert_close(energy, expected, rtol=0.03, atol=4)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (255, 257)])
+def test_the_whole_spectrum_is_the_variance(size):
+    noise = 0.1 * torch.randn(4, 1, *size, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    assert metrics.band_energy(noise, (0.71,)).mean().item() == pytest.approx((0.1 * 127.5) ** 2, rel=0.01)
+
+
+def test_flat_frames_have_no_bands_and_falling_edges_are_refused():
+    assert metrics.band_energy(torch.full((2, 3, 50, 70), 0.3)).eq(0).all()
+    with pytest.raises(ValueError, match=r"edges must rise from above 0, got \(0\.5, 0\.25\)"):
+        metrics.band_energy(torch.zeros(3, 32, 32), (0.5, 0.25))
+
+
+# --- Without a truth, in time -----------------------------------------------------------------------------------------
+
+
+def test_alternation_is_flicker_and_a_fade_is_not():
+    frame = 0.5 * random_frames(3, 8, 8)
+    alternation = 0.1 * (-1.0) ** torch.arange(6)[:, None, None, None]
+    fade = 0.02 * torch.arange(6)[:, None, None, None]
+    assert metrics.flicker(frame + alternation).item() == pytest.approx(2 * 0.1 * 127.5)
+    assert metrics.flicker(frame + fade).item() == pytest.approx(0, abs=1e-4)
+    assert metrics.flicker(torch.stack([frame + alternation, frame + fade])).shape == (2,)
+
+
+def test_temporal_flickering_is_vbenchs():
+    levels = torch.randint(0, 256, (5, 3, 9, 7), generator=torch.Generator().manual_seed(0)).double()
+    expected = np.mean([np.abs(a - b).mean() for a, b in itertools.pairwise(levels.numpy())])
+    found = metrics.temporal_flickering(levels / 127.5 - 1)
+    assert found.item() == pytest.approx((255 - expected) / 255)
+
+
+@pytest.mark.parametrize(("metric", "least"), [(metrics.flicker, 3), (metrics.temporal_flickering, 2)])
+def test_too_few_frames_have_no_course(metric, least):
+    with pytest.raises(ValueError, match=f"needs at least {least} frames, got {least - 1}"):
+        metric(torch.zeros(least - 1, 3, 8, 8))
+
+
+# --- Two systems on the same clips ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (6, 0), (3, 9), (5, 5), (20, 8)])
+def test_mcnemar_is_the_exact_test(wins, losses):
+    ours = [True] * wins + [False] * losses + [True, False]
+    theirs = [False] * wins + [True] * losses + [True, False]
+    expected = scipy.stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert metrics.mcnemar(ours, theirs) == pytest.approx(expected)
+
+
+def test_a_small_difference_shows_on_the_same_clips():
+    clips = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    low, high = metrics.paired_interval(clips + 0.1 + 0.01 * clips.flip(0), clips)
+    assert 0.09 < low < 0.1 < high < 0.11
+
+
+def test_pairs_have_partners():
+    with pytest.raises(ValueError, match="paired values must be of the same clips, got 3 and 2"):
+        metrics.paired_interval([1.0, 2.0, 3.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="outcomes must be of the same prompts, got 1 and 2"):
+        metrics.mcnemar([True], [True, False])
+
+
 # --- Motion and the preview -------------------------------------------------------------------------------------------
 
 
@@ -325,6 +399,16 @@ def test_downsampled_psnr_does_not_see_detail_that_the_preview_cannot_have():
     assert metrics.downsampled_psnr(checks, preview) > 60
 
 
+def test_structure_change_sees_moved_edges_and_no_other_brightness():
+    preview = grating(12, 30, amplitude=0.7, size=48)
+    final = resize_video(preview, 192, 192)
+    brighter = metrics.structure_change(
+        final + 0.2, preview
+    )  # not 0, as gmsd takes what lies around for black
+    assert brighter < 0.02 < 0.2 < metrics.structure_change(final.roll(24, dims=-1), preview)
+    assert metrics.downsampled_psnr(final + 0.2, preview) < metrics.downsampled_psnr(final, preview) - 5
+
+
 @pytest.mark.parametrize(
     ("final", "preview", "message"),
     [
@@ -333,9 +417,10 @@ def test_downsampled_psnr_does_not_see_detail_that_the_preview_cannot_have():
         ((2, 4, 16, 16), (2, 4, 8, 8), "final must have the shape"),
     ],
 )
-def test_downsampled_psnr_refuses_shapes_that_do_not_fit(final, preview, message):
+@pytest.mark.parametrize("metric", [metrics.downsampled_psnr, metrics.structure_change])
+def test_previews_that_do_not_fit_are_refused(metric, final, preview, message):
     with pytest.raises(ValueError, match=message):
-        metrics.downsampled_psnr(torch.zeros(final), torch.zeros(preview))
+        metric(torch.zeros(final), torch.zeros(preview))
 
 
 # --- All of them ------------------------------------------------------------------------------------------------------
@@ -351,6 +436,7 @@ def test_downsampled_psnr_refuses_shapes_that_do_not_fit(final, preview, message
         (metrics.gradient_energy_ratio, 1),
         (metrics.frame_difference_error, 0),
         (metrics.downsampled_psnr, math.inf),
+        (metrics.structure_change, 0),
     ],
 )
 @pytest.mark.parametrize("make", [random_frames, torch.zeros, torch.ones])

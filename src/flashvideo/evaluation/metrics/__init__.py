@@ -3,7 +3,9 @@
 No single figure tells a good enhancement from a bad one: the mean of all plausible results has the best PSNR and no
 detail, and noise has detail that is not the truth's. So these come in groups: distance to the truth (`psnr`, `ssim`,
 `gmsd`, `edge_psnr`), amount and kind of detail wherever it lies (`gradient_energy_ratio`, `filter_bank_distance`,
-`high_frequency_fraction`), motion (`frame_difference_error`), and fidelity to the preview (`downsampled_psnr`).
+`high_frequency_fraction`, `band_energy`), motion (`frame_difference_error`, `flicker`,
+`temporal_flickering`), and fidelity to the preview (`downsampled_psnr`,
+`structure_change`).
 
 Frames are RGB in [-1, 1], as everywhere; values outside are measured as they are, so clamp them first if a file would.
 A metric of frames takes ``(..., 3, H, W)`` and gives ``(...)``, one value per frame; average as you need. A metric of
@@ -12,6 +14,8 @@ clips takes ``(..., F, 3, H, W)`` and gives ``(...)``. Results are float32, or f
 """
 
 from flashvideo.evaluation.metrics.detail import (
+    OCTAVES,
+    band_energy,
     filter_bank_distance,
     filter_bank_statistics,
     gradient_energy,
@@ -25,21 +29,35 @@ from flashvideo.evaluation.metrics.distance import (
     gmsd,
     psnr,
     ssim,
+    structure_change,
 )
-from flashvideo.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from flashvideo.evaluation.metrics.intervals import (
+    bootstrap_interval,
+    mcnemar,
+    paired_interval,
+    wilson_interval,
+)
+from flashvideo.evaluation.metrics.temporal import flicker, temporal_flickering
 
 __all__ = [
+    "OCTAVES",
+    "band_energy",
     "bootstrap_interval",
     "downsampled_psnr",
     "edge_psnr",
     "filter_bank_distance",
     "filter_bank_statistics",
+    "flicker",
     "frame_difference_error",
     "gmsd",
     "gradient_energy",
     "gradient_energy_ratio",
     "high_frequency_fraction",
+    "mcnemar",
+    "paired_interval",
     "psnr",
     "ssim",
+    "structure_change",
+    "temporal_flickering",
     "wilson_interval",
 ]

@@ -4,6 +4,7 @@ Shapes: F frames, H height, W width, s scales, o orientations, n windows.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ _BANK_SIGMA = 0.56 * _BANK_WAVELENGTH  # a bandwidth of one octave
 _BANK_RADIUS = 5
 _BANK_WINDOW = 32  # pixels at full size
 _BANK_FLOOR = 1.0  # one level squared
+
+OCTAVES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Upper ends of frequency bands, in cycles per pixel; a preview four times smaller carries the first three."""
 
 
 def gradient_energy(frames: torch.Tensor) -> torch.Tensor:
@@ -151,28 +155,71 @@ def high_frequency_fraction(frames: torch.Tensor, factor: float = 4) -> torch.Te
     if not 1 < factor < math.inf:
         raise ValueError(f"factor must be more than 1, got {factor}")
     height, width = frames.shape[-2:]
-    like = frames.new_zeros(())  # carries dtype and device
-    # Without the zeros at its ends, so that every pixel counts.
-    hann_y, hann_x = (torch.hann_window(size + 2, periodic=False)[1:-1].to(like) for size in (height, width))
-    window = torch.outer(hann_y, hann_x)
-    f_y = torch.fft.fftfreq(height).to(like).abs().unsqueeze(1)
-    f_x = torch.fft.rfftfreq(width).to(like).unsqueeze(0)
-    above = (f_y > 0.5 / factor) | (f_x > 0.5 / factor)
-    # rfft2 leaves out the mirror images of all columns but the first and, for even widths, the last.
-    copies = torch.full_like(f_x, 2.0)
-    copies[:, 0] = 1.0
-    if width % 2 == 0:
-        copies[:, -1] = 1.0
+    f_y, f_x = _frequencies(height, width, frames)
+    above = (f_y.abs() > 0.5 / factor) | (f_x > 0.5 / factor)
 
     def of_frame(frame: torch.Tensor) -> torch.Tensor:
-        values = luma(frame)[0, 0]
-        contrast = (values - (window * values).sum() / window.sum()) * window
-        energy = torch.fft.rfft2(contrast).abs().square() * copies
-        # A flat frame keeps rounding errors of about 1e-7, whose spectrum means nothing.
-        is_flat = contrast.square().sum() < 1e-10 * window.square().sum()
-        return torch.where(is_flat, torch.zeros_like(energy[0, 0]), (energy * above).sum() / energy.sum())
+        energy = _spectrum(luma(frame)[0, 0])
+        total = energy.sum()
+        return torch.where(total == 0, total, (energy * above).sum() / total)
 
     return each_frame(of_frame, frames)
+
+
+def band_energy(frames: torch.Tensor, edges: Sequence[float] = OCTAVES) -> torch.Tensor:
+    """How much contrast luma has in each band of spatial frequency: the variance that its waves make up.
+
+    Luma in 0 to 255 loses its (window-weighted) mean and is multiplied by a Hann window; its energy spectrum, over the
+    window's own energy, adds up to the frame's variance, and is summed over rings of ``sqrt(f_x^2 + f_y^2)``.
+
+    Args:
+        frames: ``(..., 3, H, W)``, at least 8x8 pixels.
+        edges: n rising frequencies in cycles per pixel: the upper ends of the bands, the lower one of the first being
+            0; what lies above the last is left out. By default octaves; ``(0.71,)`` is the whole spectrum.
+
+    Returns:
+        ``(..., n)`` in squared levels of 255; 0 for a flat frame. A wave of amplitude A has ``A^2 / 2`` in its band.
+
+    Raises:
+        ValueError: The shape is not that of frames, or too small, or `edges` do not rise from above 0.
+    """
+    frames = check_frames("frames", frames)
+    check_size(frames, 8, "band_energy")
+    if not edges or any(low >= high for low, high in zip((0.0, *edges), edges, strict=False)):
+        raise ValueError(f"edges must rise from above 0, got {tuple(edges)}")
+    height, width = frames.shape[-2:]
+    f_y, f_x = _frequencies(height, width, frames)
+    bands = torch.bucketize(torch.hypot(f_y, f_x), torch.tensor(edges).to(frames))  # (H, W // 2 + 1)
+
+    def of_frame(frame: torch.Tensor) -> torch.Tensor:
+        energy = _spectrum(luma(frame)[0, 0] * LEVELS)
+        sums = energy.new_zeros(len(edges) + 1)
+        return sums.index_add(0, bands.flatten(), energy.flatten())[:-1]
+
+    return each_frame(of_frame, frames)
+
+
+def _frequencies(height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `_spectrum`, in cycles per pixel: ``(H, 1)`` of its rows and ``(1, W // 2 + 1)`` of its columns."""
+    like = like.new_zeros(())  # carries dtype and device
+    return torch.fft.fftfreq(height).to(like).unsqueeze(1), torch.fft.rfftfreq(width).to(like).unsqueeze(0)
+
+
+def _spectrum(values: torch.Tensor) -> torch.Tensor:
+    """Energy spectrum of ``(H, W)`` under a Hann window, ``(H, W // 2 + 1)``; its sum is the windowed variance."""
+    height, width = values.shape
+    # Without the zeros at its ends, so that every pixel counts.
+    hann_y, hann_x = (
+        torch.hann_window(size + 2, periodic=False)[1:-1].to(values) for size in (height, width)
+    )
+    window = torch.outer(hann_y, hann_x)
+    contrast = (values - (window * values).sum() / window.sum()) * window
+    energy = torch.fft.rfft2(contrast).abs().square() / (height * width * window.square().sum())
+    # rfft2 leaves out the mirror images of all columns but the first and, for even widths, the last.
+    energy[:, 1 : (width + 1) // 2] *= 2
+    # A flat frame keeps rounding errors of about 1e-7 of its values, whose spectrum means nothing.
+    is_flat = contrast.square().sum() < 1e-10 * (values.square().amax() + 1e-30) * window.square().sum()
+    return torch.where(is_flat, torch.zeros_like(energy), energy)
 
 
 def _gabor_kernels(dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -185,6 +185,30 @@ def downsampled_psnr(final: torch.Tensor, preview: torch.Tensor) -> torch.Tensor
     Raises:
         ValueError: The shapes do not fit or are not those of frames.
     """
+    final, preview = _at_the_previews_size(final, preview)
+    return _decibels((final - preview).square().mean(dim=(-3, -2, -1)))
+
+
+def structure_change(final: torch.Tensor, preview: torch.Tensor) -> torch.Tensor:
+    """`gmsd` of the final frames, resized to the preview's size, against the preview: edges that moved, came or went.
+
+    Unlike `downsampled_psnr` it does not mind another brightness or colour.
+
+    Args:
+        final: ``(..., 3, H, W)``.
+        preview: ``(..., 3, h, w)``, not larger than `final` and large enough for `gmsd`, otherwise of the same shape.
+
+    Returns:
+        ``(...)``, lower is better; 0 if all structure is kept.
+
+    Raises:
+        ValueError: The shapes do not fit or are not those of frames.
+    """
+    return gmsd(*_at_the_previews_size(final, preview))
+
+
+def _at_the_previews_size(final: torch.Tensor, preview: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The final frames, resized to the preview's size, and the preview, both checked."""
     final, preview = check_frames("final", final), check_frames("preview", preview)
     if final.shape[:-2] != preview.shape[:-2]:
         raise ValueError(f"final and preview must differ in size only, got {shapes_of(final, preview)}")
@@ -194,11 +218,10 @@ def downsampled_psnr(final: torch.Tensor, preview: torch.Tensor) -> torch.Tensor
         )
     size = preview.shape[-2:]
 
-    def of_frame(frame: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        small = F.interpolate(frame, size, mode="bilinear", align_corners=False, antialias=True)
-        return (small - target).square().mean()
+    def of_frame(frame: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(frame, size, mode="bilinear", align_corners=False, antialias=True)[0]
 
-    return _decibels(each_frame(of_frame, final, preview))
+    return each_frame(of_frame, final), preview
 
 
 def _decibels(mean_square: torch.Tensor) -> torch.Tensor:

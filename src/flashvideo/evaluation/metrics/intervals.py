@@ -46,6 +46,59 @@ def bootstrap_interval(
     return low, high
 
 
+def paired_interval(
+    ours: torch.Tensor | Sequence[float],
+    theirs: torch.Tensor | Sequence[float],
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean difference between two systems on the same clips; off 0 it is one to believe in.
+
+    Args:
+        ours: ``(n,)`` finite numbers, one per clip.
+        theirs: ``(n,)``, of the same clips in the same order.
+        confidence: Probability that the interval is to cover, in (0, 1).
+        seed: Seed of the resampling.
+
+    Returns:
+        Lower and upper end of the mean of `ours - theirs`.
+
+    Raises:
+        ValueError: The two differ in length, or `bootstrap_interval` cannot be.
+    """
+    one, other = (torch.as_tensor(values, dtype=torch.float64).cpu() for values in (ours, theirs))
+    if one.shape != other.shape:
+        raise ValueError(f"paired values must be of the same clips, got {one.numel()} and {other.numel()}")
+    return bootstrap_interval(one - other, confidence, seed)
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Exact McNemar test: how likely two equally good systems differ so much in which prompts they get right.
+
+    Of the b + c prompts that one of them alone gets right, ``p = 2 sum_{k <= min(b, c)} C(b + c, k) / 2^(b + c)``.
+
+    Args:
+        ours: n outcomes, one per prompt.
+        theirs: n outcomes of the same prompts in the same order.
+
+    Returns:
+        The two-sided p value, at most 1; 1 if they never differ.
+
+    Raises:
+        ValueError: The two differ in length.
+
+    Example:
+        >>> mcnemar([True] * 6, [False] * 6)
+        0.03125
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"outcomes must be of the same prompts, got {len(ours)} and {len(theirs)}")
+    wins = sum(one and not other for one, other in zip(ours, theirs, strict=True))
+    losses = sum(other and not one for one, other in zip(ours, theirs, strict=True))
+    n = wins + losses
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n)
+
+
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion, such as of prompts whose colour came out right.
 
