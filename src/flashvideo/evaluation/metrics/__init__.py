@@ -3,9 +3,8 @@
 No single figure tells a good enhancement from a bad one: the mean of all plausible results has the best PSNR and no
 detail, and noise has detail that is not the truth's. So these come in groups: distance to the truth (`psnr`, `ssim`,
 `gmsd`, `edge_psnr`), amount and kind of detail wherever it lies (`gradient_energy_ratio`, `filter_bank_distance`,
-`high_frequency_fraction`, `band_energy`), motion (`frame_difference_error`, `flicker`,
-`temporal_flickering`), and fidelity to the preview (`downsampled_psnr`,
-`structure_change`).
+`high_frequency_fraction`, `band_energy`), likeness to photographs (`niqe`), motion (`frame_difference_error`,
+`flicker`, `temporal_flickering`), and fidelity to the preview (`downsampled_psnr`, `structure_change`).
 
 Frames are RGB in [-1, 1], as everywhere; values outside are measured as they are, so clamp them first if a file would.
 A metric of frames takes ``(..., 3, H, W)`` and gives ``(...)``, one value per frame; average as you need. A metric of
@@ -37,10 +36,12 @@ from flashvideo.evaluation.metrics.intervals import (
     paired_interval,
     wilson_interval,
 )
+from flashvideo.evaluation.metrics.niqe import Pristine, niqe
 from flashvideo.evaluation.metrics.temporal import flicker, temporal_flickering
 
 __all__ = [
     "OCTAVES",
+    "Pristine",
     "band_energy",
     "bootstrap_interval",
     "downsampled_psnr",
@@ -54,6 +55,7 @@ __all__ = [
     "gradient_energy_ratio",
     "high_frequency_fraction",
     "mcnemar",
+    "niqe",
     "paired_interval",
     "psnr",
     "ssim",
