@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from flashvideo.cli import build_parser
 from flashvideo.cli.generate import choose_size
+from flashvideo.cli.generation import KEPT_OPTIONS
 from flashvideo.presets import NANO, TrainedRange
 from flashvideo.video import probe_video, read_metadata, read_video, write_video
 
@@ -243,6 +245,11 @@ def test_what_is_asked_of_the_detail_is_not_lost_at_the_preview(generate, tmp_pa
         *private,
     ]
     assert sorted(words[6:]) == sorted(kept)
+
+
+def test_the_defaults_of_options_that_are_kept_are_the_parsers():
+    arguments = build_parser().parse_args(["generate", PROMPT, "-o", "out.mp4"])
+    assert {name: getattr(arguments, name) for name in KEPT_OPTIONS} == dict(KEPT_OPTIONS)
 
 
 def test_continuing_from_a_plain_video_works_from_its_pixels_and_says_so(generate, tmp_path, video_file):

@@ -13,16 +13,14 @@ import ctypes
 import dataclasses
 import gc
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from flashvideo.evaluation.phases import random_pipeline
+from flashvideo.evaluation.phases import process_bytes, random_pipeline, reset_process_peak
 from flashvideo.pipelines.footprint import Footprint, ModelConfigs, Peak
 from flashvideo.pipelines.quantization import quantize
 from flashvideo.vae import decode_latents, encode_pixels
@@ -150,10 +148,10 @@ def measure(case: Case) -> int:
     work()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _status("VmRSS")
+    reset_process_peak()
+    before = process_bytes("VmRSS")
     work()
-    return _status("VmHWM") - before
+    return process_bytes("VmHWM") - before
 
 
 def in_new_process(case: Case) -> int:
@@ -168,12 +166,6 @@ def in_new_process(case: Case) -> int:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def main() -> None:

@@ -166,20 +166,28 @@ def measure(
     return meter.taken
 
 
+def reset_process_peak() -> None:
+    """Lets this process's high-water mark start anew; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def process_bytes(name: str) -> int:
+    """Returns what Linux says of this process's memory: `VmRSS` is what is resident, `VmHWM` its high-water mark."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_process_peak()
 
 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform != "linux":
-        return 0
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return process_bytes("VmHWM") if sys.platform == "linux" else 0
 
 
 def main() -> None:

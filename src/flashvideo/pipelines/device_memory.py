@@ -208,22 +208,23 @@ class DeviceMemory:
     def _place(self, worker: str) -> None:
         """Puts every network where the plan wants it while one of them is at work; what leaves goes first."""
         is_resident = self.plan is not None and self.plan.resident
-        targets = {
-            name: self.device if is_resident or name == worker else HOST
-            for name in self._components
-            if name not in self._streamed and name not in self._gone
-        }
+        networks = self._movable()
+        targets = {name: self.device if is_resident or name == worker else HOST for name in networks}
         for name in sorted(targets, key=lambda name: targets[name] != HOST):
-            tensors = (*self._components[name].parameters(), *self._components[name].buffers())
+            tensors = (*networks[name].parameters(), *networks[name].buffers())
             if any(not _is_on(tensor, targets[name]) for tensor in tensors):
-                self._components[name].to(targets[name])
+                networks[name].to(targets[name])
 
     def leave(self) -> None:
         """Lets all networks wait on the host, but for what streamed ones have on the device."""
-        for name, module in self._components.items():
-            if name not in self._streamed and name not in self._gone:
-                module.to(HOST)
+        for module in self._movable().values():
+            module.to(HOST)
         release(self.device)
+
+    def _movable(self) -> dict[str, nn.Module]:
+        """The networks that are moved as a whole: neither given up nor brought piece by piece."""
+        fixed = self._gone | self._streamed
+        return {name: module for name, module in self._components.items() if name not in fixed}
 
     def give_up(self, name: str) -> None:
         """Frees the weights of a network, if there is one, that will not be needed any more; its config stays."""

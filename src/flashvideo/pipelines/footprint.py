@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import T5Config, T5EncoderModel
 
+from flashvideo.models.checkpoint import read_json
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.quantization import quantize, stored_bytes
 from flashvideo.pipelines.stage1 import FlashVideoStage1Pipeline
@@ -200,13 +200,13 @@ class ModelConfigs:
         Raises:
             ValueError: If it is not the folder of a two-stage model.
         """
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
         if "preset" not in index:
             raise ValueError(f"{folder} is a {index.get('_class_name')}, expected a FlashVideoPipeline")
 
         def config(name: str) -> dict[str, Any] | None:
             path = folder / name / "config.json"
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return read_json(path) if path.is_file() else None
 
         vae, stage1 = config("vae"), config("stage1_transformer")
         if vae is None or stage1 is None:

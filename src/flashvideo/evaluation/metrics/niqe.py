@@ -202,6 +202,13 @@ def _features(blocks: Tensor, size: int) -> Tensor:
     return torch.stack(features, dim=1)
 
 
+@cache
+def _ratios() -> Tensor:
+    """What `mean(|x|)^2 / mean(x^2)` is of a generalised Gaussian of each of `_SHAPES`; it rises with the shape."""
+    one, two, three = (torch.lgamma(k / _SHAPES) for k in (1, 2, 3))
+    return torch.exp(2 * two - one - three)
+
+
 def _fit_gaussian(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fits asymmetric generalised Gaussians to (n, p) by moments; returns shape, left and right scale, each (n,)."""
     squares = values.square()
@@ -212,8 +219,7 @@ def _fit_gaussian(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     balance = left / right
     ratio = values.abs().mean(1).square() / squares.mean(1)
     ratio = ratio * (balance**3 + 1) * (balance + 1) / (balance.square() + 1).square()
-    one, two, three = (torch.lgamma(k / _SHAPES) for k in (1, 2, 3))
-    of_shapes = torch.exp(2 * two - one - three)  # rising with the shape
+    of_shapes = _ratios()
     above = torch.searchsorted(of_shapes, ratio.nan_to_num()).clamp(1, len(_SHAPES) - 1)
     nearer_below = ratio - of_shapes[above - 1] < of_shapes[above] - ratio
     shape = _SHAPES[torch.where(nearer_below, above - 1, above)]

@@ -3,6 +3,8 @@
 Shapes: F frames, H height, W width.
 """
 
+import itertools
+
 import torch
 
 from flashvideo.evaluation.metrics.frames import LEVELS, PIXEL_RANGE, check_frames
@@ -21,7 +23,8 @@ def temporal_flickering(clip: torch.Tensor) -> torch.Tensor:
         ValueError: The shape is not that of a clip, or there is a single frame.
     """
     clip = _check_clip(clip, 2, "temporal_flickering")
-    changes = torch.stack([_mean_change(one, other) for one, other in _steps(clip)], dim=-1)
+    steps = itertools.pairwise(clip.unbind(dim=-4))
+    changes = torch.stack([_mean_change(one, other) for one, other in steps], dim=-1)
     return 1 - changes.mean(dim=-1) / PIXEL_RANGE
 
 
@@ -54,11 +57,6 @@ def _check_clip(clip: torch.Tensor, least: int, name: str) -> torch.Tensor:
     if clip.shape[-4] < least:
         raise ValueError(f"{name} needs at least {least} frames, got {clip.shape[-4]}")
     return clip
-
-
-def _steps(clip: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    frames = clip.unbind(dim=-4)
-    return list(zip(frames, frames[1:], strict=False))
 
 
 def _mean_change(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
