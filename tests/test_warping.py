@@ -25,7 +25,9 @@ def moving(right, down, *, num_frames=3, height=64, width=96):
 
 
 def constant_flow(right, down, num_pairs, height, width):
-    return torch.tensor([right, down], dtype=torch.float32)[None, :, None, None].expand(num_pairs, 2, height, width)
+    return torch.tensor([right, down], dtype=torch.float32)[None, :, None, None].expand(
+        num_pairs, 2, height, width
+    )
 
 
 def everywhere(flow):
@@ -118,7 +120,12 @@ def test_pixels_at_a_boundary_of_motion_are_not_visible():
     [
         ((1, 3, 8, 8), (0, 2, 8, 8), (0, 8, 8), "at least 2 frames, got 1"),
         ((3, 3, 8, 8), (3, 2, 8, 8), (2, 8, 8), r"flow must be floats of the shape \(2, 2, 8, 8\)"),
-        ((3, 3, 8, 8), (2, 2, 8, 8), (2, 8, 9), r"visible must be of type torch\.bool and of the shape \(2, 8, 8\)"),
+        (
+            (3, 3, 8, 8),
+            (2, 2, 8, 8),
+            (2, 8, 9),
+            r"visible must be of type torch\.bool and of the shape \(2, 8, 8\)",
+        ),
         ((3, 3, 1, 8), (2, 2, 1, 8), (2, 1, 8), "at least 2x2 pixels, got 1x8"),
     ],
 )
@@ -134,7 +141,9 @@ def test_flows_that_do_not_fit_are_refused():
         metrics.visible_mask(torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, 8, 8))
     with pytest.raises(ValueError, match="flow holds NaN or infinite values"):
         metrics.warping_error(
-            torch.zeros(2, 3, 8, 8), torch.full((1, 2, 8, 8), torch.nan), torch.ones(1, 8, 8, dtype=torch.bool)
+            torch.zeros(2, 3, 8, 8),
+            torch.full((1, 2, 8, 8), torch.nan),
+            torch.ones(1, 8, 8, dtype=torch.bool),
         )
 
 

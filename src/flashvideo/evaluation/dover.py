@@ -57,12 +57,23 @@ def dover_scores(
         for index, path in enumerate(paths):
             (inputs / f"{index}.mp4").symlink_to(path.absolute())
         # Made absolute, not resolved: the python of an environment is a link that leads out of it.
-        command = [str(Path(python).absolute()), script.name, "-in", str(inputs), "-out", str(table), "-d", device]
+        command = [
+            str(Path(python).absolute()),
+            script.name,
+            "-in",
+            str(inputs),
+            "-out",
+            str(table),
+            "-d",
+            device,
+        ]
         _run(command, script.parent)
         scores = _read(table)
     missing = [path.name for index, path in enumerate(paths) if str(index) not in scores]
     if missing:
-        raise ValueError(f"DOVER could not read {', '.join(missing)}; write them anew as H.264, or leave them out")
+        raise ValueError(
+            f"DOVER could not read {', '.join(missing)}; write them anew as H.264, or leave them out"
+        )
     return {path.stem: scores[str(index)] for index, path in enumerate(paths)}
 
 
@@ -125,7 +136,7 @@ def _read(table: Path) -> dict[str, dict[str, float]]:
             named = {"": math.nan}
         if not all(map(math.isfinite, named.values())):
             raise ValueError(
-                f"DOVER's table has the row {', '.join(row)!r}, expected a path and three scores; its version may differ"
+                f"DOVER wrote the row {', '.join(row)!r}, expected a path and three scores; is it another version?"
             )
         scores[Path(name).stem] = named
     return scores

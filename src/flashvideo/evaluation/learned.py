@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvideo.evaluation.measures import Measure, Subject
+from flashvideo.evaluation.measures import Measure, Subject, some
 
 LEARNED = ("musiq", "maniqa", "clipiqa", "lpips", "dists")
 """pyiqa's names of the metrics that video enhancers are mostly compared by; the last two need a reference."""
@@ -38,7 +38,7 @@ _TAKES_FILE = ("musiq", "lpips", "dists")
 def learned_measures(
     names: Sequence[str] = LEARNED, device: str | torch.device = "cpu", *, weights: Path | None = None
 ) -> tuple[Measure, ...]:
-    """Makes measures of pyiqa's metrics, each the mean over all frames, which it sees one at a time in [0, 1].
+    """Makes measures of pyiqa's metrics, each the mean over `some` frames, which it sees one at a time, in [0, 1].
 
     Args:
         names: pyiqa's names, such as those of `LEARNED`.
@@ -101,11 +101,11 @@ def _measure(name: str, metric: Any) -> Measure:
     def compute(subject: Subject) -> float | None:
         if min(subject.frames.shape[-2:]) < LEAST_SIZE:
             return None
-        clips = [subject.frames]
+        clips = [some(subject.frames)]
         if needs_reference:
             if subject.reference is None:
                 return None
-            clips.append(subject.reference)
+            clips.append(some(subject.reference))
         return _mean(metric, clips)
 
     return Measure(

@@ -55,12 +55,14 @@ def optical_flow(clip: Tensor) -> tuple[Tensor, Tensor]:
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     frames = [_levels(frame) for frame in clip]
 
-    def flow(pair: tuple[np.ndarray, np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.asarray(search.calc(*pair, None), np.float32)).permute(2, 0, 1)  # (2, H, W)
+    def flow(now: np.ndarray, after: np.ndarray) -> Tensor:
+        # OpenCV's annotations leave out that None means no first guess.
+        found = search.calc(now, after, None)  # type: ignore[call-overload]
+        return torch.from_numpy(np.asarray(found)).permute(2, 0, 1)  # (2, H, W)
 
     pairs = list(itertools.pairwise(frames))
-    forward = torch.stack([flow((now, after)) for now, after in pairs])
-    backward = torch.stack([flow((after, now)) for now, after in pairs])
+    forward = torch.stack([flow(now, after) for now, after in pairs])
+    backward = torch.stack([flow(after, now) for now, after in pairs])
     return forward, backward
 
 

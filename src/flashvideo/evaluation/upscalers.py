@@ -28,7 +28,12 @@ _NOTE = "upscaler"  # of a video's metadata: what made it
 
 
 def upscale_clip(
-    frames: Tensor, height: int, width: int, method: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+    frames: Tensor,
+    height: int,
+    width: int,
+    method: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """Enlarges a clip.
 
@@ -99,8 +104,8 @@ def upscale_folder(
 
     Raises:
         ImportError: As `load_upscaler`.
-        ValueError: As `load_upscaler`; or two inputs have one name, an input lies in the output folder, a file there was
-            made otherwise or in another size, or a video cannot be read or written.
+        ValueError: As `load_upscaler`; or two inputs have one name, an input lies in the output folder, a file there
+            was made otherwise or in another size, or a video cannot be read or written.
     """
     output_folder = Path(output_folder)
     outputs = [output_folder / Path(path).name for path in inputs]
@@ -150,7 +155,9 @@ def _load_network(path: Path, device: torch.device) -> Upscaler:
     except Exception as error:  # spandrel lets through what torch, pickle and the architectures raise
         raise ValueError(f"{path} holds no network that spandrel can read: {_first_line(error)}") from None
     if not isinstance(network, spandrel.ImageModelDescriptor) or network.scale < 2:
-        raise ValueError(f"{path} holds {network.architecture.name}, which does not enlarge images; give another file")
+        raise ValueError(
+            f"{path} holds {network.architecture.name}, which does not enlarge images; give another file"
+        )
     if (network.input_channels, network.output_channels) != (3, 3):
         raise ValueError(f"{path} enlarges pictures of {network.input_channels} channels, expected 3 (RGB)")
     network.eval()
@@ -186,7 +193,9 @@ def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
     names = [output.name for output in outputs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"several inputs are named {twice[0]}, as their outputs would be; upscale them apart")
+        raise ValueError(
+            f"several inputs are named {twice[0]}, as their outputs would be; upscale them apart"
+        )
     for path, output in zip(inputs, outputs, strict=True):
         if Path(path).absolute().parent == output.absolute().parent:
             raise ValueError(f"{path} lies in the output folder already; choose another output folder")

@@ -52,7 +52,9 @@ def warping_error(clip: torch.Tensor, flow: torch.Tensor, visible: torch.Tensor)
             f"got {visible.dtype} and {tuple(visible.shape)}; use visible_mask"
         )
 
-    def of_pair(now: torch.Tensor, after: torch.Tensor, flow: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def of_pair(
+        now: torch.Tensor, after: torch.Tensor, flow: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
         squares = ((now - _warp(after, flow)) / PIXEL_RANGE).square().mean(dim=-3)  # (H, W)
         return squares[mask].mean()  # NaN where nothing is visible
 
