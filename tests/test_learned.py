@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -32,9 +33,13 @@ def made(monkeypatch):
     module, metrics = ModuleType("pyiqa"), []
 
     def create_metric(metric_name, as_loss=False, device=None, **options):
+        print(f"Loading pretrained model {metric_name}")
+        if module.failure is not None:
+            raise module.failure
         metrics.append(StandIn(metric_name, device, options))
         return metrics[-1]
 
+    module.failure = None
     module.create_metric = create_metric
     module.list_models = lambda: ["brisque", *LEARNED]
     monkeypatch.setitem(sys.modules, "pyiqa", module)
@@ -101,6 +106,31 @@ def test_names_and_weights_that_do_not_fit_are_refused_before_anything_is_made(m
     with pytest.raises(ValueError, match=message):
         learned_measures(["musiq", name], weights=tmp_path)
     assert not made
+
+
+@pytest.mark.usefixtures("made")
+def test_weights_that_cannot_be_downloaded_are_one_sentence():
+    sys.modules["pyiqa"].failure = URLError("no route to host")
+    with pytest.raises(
+        ValueError, match=r"could not get its weights of musiq \(.*no route to host.*copy the folders"
+    ):
+        learned_measures(["musiq"])
+
+
+@pytest.mark.usefixtures("made")
+def test_a_file_of_other_weights_is_one_sentence(tmp_path):
+    (tmp_path / "musiq.pth").touch()
+    sys.modules["pyiqa"].failure = RuntimeError("Missing keys:\n a, b")
+    with pytest.raises(
+        ValueError, match=r"musiq\.pth does not hold pyiqa's weights of musiq: Missing keys:$"
+    ):
+        learned_measures(["musiq"], weights=tmp_path)
+
+
+@pytest.mark.usefixtures("made")
+def test_what_pyiqa_prints_does_not_come_among_results(capsys):
+    learned_measures(["musiq"])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_missing_pyiqa_is_one_sentence_that_names_its_licence(monkeypatch):

@@ -10,7 +10,11 @@ Shapes: F frames, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import pickle
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +57,7 @@ def learned_measures(
 
     Raises:
         ImportError: pyiqa is not installed.
-        ValueError: A name is not one of pyiqa's, or `weights` does not have its file.
+        ValueError: A name is not one of pyiqa's, `weights` does not have its file, or weights cannot be downloaded.
     """
     try:
         import pyiqa
@@ -64,11 +68,9 @@ def learned_measures(
             "licence): pip install 'flashvideo[metrics]'"
         ) from None
     _check_names(names, pyiqa.list_models())
-    files = [_weights_file(name, weights) for name in names]
-    return tuple(
-        _measure(name, pyiqa.create_metric(name, device=torch.device(device), **file))
-        for name, file in zip(names, files, strict=True)
-    )
+    files = [None if weights is None else _weights_file(name, weights) for name in names]
+    create = functools.partial(pyiqa.create_metric, device=torch.device(device))
+    return tuple(_measure(name, _create(create, name, file)) for name, file in zip(names, files, strict=True))
 
 
 def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
@@ -80,19 +82,38 @@ def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
             )
 
 
-def _weights_file(name: str, weights: Path | None) -> dict[str, str]:
-    """The argument that gives pyiqa a file of weights; none where it shall find them itself."""
-    if weights is None:
-        return {}
+def _weights_file(name: str, folder: Path) -> Path:
     if name not in _TAKES_FILE:
         raise ValueError(
             f"pyiqa takes no file of weights for {name}, only for {', '.join(_TAKES_FILE)}; leave weights out and "
             "place pyiqa's own downloads under $TORCH_HOME/hub"
         )
-    path = weights / f"{name}.pth"
+    path = folder / f"{name}.pth"
     if not path.is_file():
         raise ValueError(f"{path} does not exist, expected pyiqa's weights of {name}; copy them there")
-    return {"pretrained_model_path": str(path)}
+    return path
+
+
+def _create(create: Callable[..., Any], name: str, file: Path | None) -> Any:
+    """Has pyiqa make a metric, with weights from a file or those that it finds or downloads itself."""
+    options = {} if file is None else {"pretrained_model_path": str(file)}
+    try:
+        # What pyiqa tells of its weights does not belong among results.
+        with contextlib.redirect_stdout(sys.stderr):
+            return create(name, **options)
+    except OSError as error:  # of urllib, requests and huggingface_hub, all of which it uses
+        raise ValueError(
+            f"pyiqa could not get its weights of {name} ({_first_line(error)}); connect to the network once, or copy "
+            "the folders $TORCH_HOME/hub and $HF_HOME from a machine that has them"
+        ) from None
+    except (RuntimeError, LookupError, pickle.UnpicklingError) as error:
+        if file is None:
+            raise
+        raise ValueError(f"{file} does not hold pyiqa's weights of {name}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _measure(name: str, metric: Any) -> Measure:
