@@ -107,6 +107,15 @@ def test_pixels_whose_flow_does_not_return_are_not_visible():
     assert visible[..., 8:].all()
 
 
+def test_the_way_back_is_that_of_the_place_where_a_pixel_went():
+    forward, backward = torch.zeros(2, 1, 2, 16, 24)
+    forward[:, 0, :, 4:8] = 4
+    backward[:, 0, :, 8:12] = -4
+    visible = metrics.visible_mask(forward, backward)
+    assert visible[..., 4:7].all()
+    assert not visible[..., 8:12].any()  # covered by what went there
+
+
 def test_pixels_at_a_boundary_of_motion_are_not_visible():
     flow = torch.zeros(1, 2, 16, 24)
     flow[:, 0, :, 12:] = 0.3  # both directions agree to half a pixel everywhere

@@ -124,8 +124,7 @@ def _measure(name: str, metric: Any) -> Measure:
             return None
         clips = [some(subject.frames)]
         if needs_reference:
-            if subject.reference is None:
-                return None
+            assert subject.reference is not None
             clips.append(some(subject.reference))
         return _mean(metric, clips)
 
