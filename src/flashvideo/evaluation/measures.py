@@ -77,6 +77,11 @@ class Subject:
             )
 
     @functools.cached_property
+    def band_energies(self) -> list[float]:
+        """Detail energy in each band of `OCTAVES`."""
+        return band_energy(some(self.frames)).mean(0).tolist()
+
+    @functools.cached_property
     def agreement(self) -> Agreement:
         """What readers find of the prompt's words; empty without a prompt."""
         return {} if self.prompt is None else agreement_with_prompt(self.frames, self.prompt)
@@ -190,8 +195,11 @@ def _to_source(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Subject]
     return compute
 
 
-def _band(number: int) -> Callable[[Tensor], Tensor]:
-    return lambda frames: band_energy(frames)[..., number]
+def _band(number: int) -> Callable[[Subject], float | None]:
+    def compute(subject: Subject) -> float | None:
+        return subject.band_energies[number] if min(subject.frames.shape[-2:]) >= 8 else None
+
+    return compute
 
 
 def niqe_measure(pristine: Pristine | None = None, *, variant: str = "") -> Measure:
@@ -239,7 +247,7 @@ MEASURES: tuple[Measure, ...] = (
             label=f"detail energy to 1/{round(1 / edge)} cycle/px",
             better="neither",
             unit="levels²",
-            compute=_alone(_band(number), least_size=8),
+            compute=_band(number),
         )
         for number, edge in enumerate(OCTAVES)
     ),

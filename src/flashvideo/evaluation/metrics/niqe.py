@@ -23,7 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashvideo.evaluation.metrics.frames import LEVELS, check_frames, check_size, each_frame, luma
+from flashvideo.evaluation.metrics.frames import (
+    LEVELS,
+    check_frames,
+    check_size,
+    each_frame,
+    gaussian_blur,
+    luma,
+)
 
 BLOCK = 96
 """Side of a block at full size, in pixels."""
@@ -177,12 +184,9 @@ def _halve(levels: Tensor) -> Tensor:
 
 def _normalise(levels: Tensor) -> tuple[Tensor, Tensor]:
     """Luma (1, 1, H, W) without local mean and contrast, and the local deviation."""
-    offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=levels.dtype)
-    line = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
 
     def blur(values: Tensor) -> Tensor:
-        return F.conv2d(F.pad(values, (_RADIUS,) * 4, mode="replicate"), kernel)
+        return gaussian_blur(F.pad(values, (_RADIUS,) * 4, mode="replicate"), _RADIUS, _SIGMA)
 
     mean = blur(levels)
     sigma = (blur(levels.square()) - mean.square()).abs().sqrt()
