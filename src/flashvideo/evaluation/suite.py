@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +38,7 @@ from flashvideo.evaluation.metrics import (
     psnr,
 )
 from flashvideo.evaluation.readers import agreement, read_clip
+from flashvideo.evaluation.records import write_json
 from flashvideo.evaluation.summary import summarise
 from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.consistency import back_project, keep_consistent, steady_detail
@@ -286,14 +286,8 @@ def run_suite(
                 record = measure(pipeline, index)
             records.append(record | {"seconds": time.perf_counter() - started})
             data["summary"] = {n: summarise(r) for n, r in data["records"].items()}
-            _write(output, data)
+            write_json(output, data)
     return data.get("summary", {})
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def main() -> None:
