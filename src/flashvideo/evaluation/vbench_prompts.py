@@ -70,7 +70,9 @@ class Sampling:
                 f"samples must be 1 to {STANDARD_SAMPLES}, which is all that VBench reads, got {self.samples}"
             )
         if self.flicker_samples < self.samples:
-            raise ValueError(f"flicker_samples must be at least samples, {self.samples}, got {self.flicker_samples}")
+            raise ValueError(
+                f"flicker_samples must be at least samples, {self.samples}, got {self.flicker_samples}"
+            )
 
     def number(self, entry: Entry) -> int:
         """Returns how many videos are made of an entry."""
@@ -110,7 +112,9 @@ def read_info(path: Path) -> tuple[Entry, ...]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); expected VBench's list, {INFO_NAME}") from None
     if not isinstance(stored, list) or not stored:
-        raise ValueError(f"{path} must hold a list of prompts as VBench's {INFO_NAME}, got {type(stored).__name__}")
+        raise ValueError(
+            f"{path} must hold a list of prompts as VBench's {INFO_NAME}, got {type(stored).__name__}"
+        )
     return tuple(_read_entry(item, f"{path}, entry {i + 1},") for i, item in enumerate(stored))
 
 
@@ -119,10 +123,14 @@ def _read_entry(item: Any, place: str) -> Entry:
     prompt = item.get("prompt_en") if isinstance(item, dict) else None
     keys = item.get("dimension") if isinstance(item, dict) else None
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(keys, list) or not keys:
-        raise ValueError(f"{place} must have the text prompt_en and the list dimension, got {json.dumps(item)}")
+        raise ValueError(
+            f"{place} must have the text prompt_en and the list dimension, got {json.dumps(item)}"
+        )
     names = tuple(str(key).replace("_", " ") for key in keys)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{place} names no dimension of VBench, got {unknown[0]!r}; expected one of {', '.join(known)}")
+        raise ValueError(
+            f"{place} names no dimension of VBench, got {unknown[0]!r}; expected one of {', '.join(known)}"
+        )
     if "/" in prompt or "\0" in prompt or len(video_name(prompt, FLICKER_SAMPLES - 1).encode()) > _NAME_BYTES:
         raise ValueError(
             f"{place} cannot be the name of a file, as VBench needs it, got {prompt!r}; it must be without / and at "
@@ -162,7 +170,9 @@ def choose_entries(entries: Sequence[Entry], dimensions: Sequence[str]) -> tuple
     """
     for name in dimensions:
         if not any(name in entry.dimensions for entry in entries):
-            raise ValueError(f"VBench's list has no prompts for {name}; choose other dimensions or another list")
+            raise ValueError(
+                f"VBench's list has no prompts for {name}; choose other dimensions or another list"
+            )
     return tuple(entry for entry in entries if set(entry.dimensions) & set(dimensions))
 
 
@@ -252,5 +262,7 @@ def not_comparable(entries: Sequence[Entry], sampling: Sampling) -> tuple[str, .
     if sampling.samples < STANDARD_SAMPLES:
         reasons.append(f"{sampling.samples} of {STANDARD_SAMPLES} videos of each prompt")
     if sampling.flicker_samples < STANDARD_SAMPLES:
-        reasons.append(f"{sampling.flicker_samples} videos of each prompt of {FLICKER}, at least {STANDARD_SAMPLES} needed")
+        reasons.append(
+            f"{sampling.flicker_samples} videos of each prompt of {FLICKER}, at least {STANDARD_SAMPLES} needed"
+        )
     return tuple(reasons)

@@ -74,7 +74,9 @@ class VBenchTable:
         lines = [_row(header), _row(["---", *["---:"] * (len(quoted) + 1)])]
         own = self._figures()
         for name in (*TOTAL_NAMES, *_NAMES):
-            lines.append(_row([name, _percent(own.get(name)), *(_percent(row.figures[name]) for row in quoted)]))
+            lines.append(
+                _row([name, _percent(own.get(name)), *(_percent(row.figures[name]) for row in quoted)])
+            )
         return "\n".join(["# VBench", "", *lines, "", *(f"- {note}" for note in self.notes()), ""])
 
     def as_text(self) -> str:
@@ -84,12 +86,16 @@ class VBenchTable:
         for name in (*TOTAL_NAMES, *_NAMES):
             others = [row.figures[name] for row in quoted]
             width = max(8, len(self.system))
-            lines.append(f"{name:<22}  {_percent(own.get(name)):>{width}}  {min(others):.2f} to {max(others):.2f}")
+            lines.append(
+                f"{name:<22}  {_percent(own.get(name)):>{width}}  {min(others):.2f} to {max(others):.2f}"
+            )
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> tuple[str, ...]:
         """Returns what must be read with the figures."""
-        notes = [f"percent; quoted, not measured here: VBench-Long from {quoted_rows('vbench_long')[0].source}"]
+        notes = [
+            f"percent; quoted, not measured here: VBench-Long from {quoted_rows('vbench_long')[0].source}"
+        ]
         if self.is_long is False:
             notes.append("not the same measure: these scores are VBench's, the quoted ones VBench-Long's")
         if self.missing:
@@ -97,7 +103,9 @@ class VBenchTable:
         if self.reservations:
             notes.append(f"not comparable with published scores: {'; '.join(self.reservations)}")
         if self.reservations is None:
-            notes.append("whether these scores can be compared is not known: how the videos were made is not on file")
+            notes.append(
+                "whether these scores can be compared is not known: how the videos were made is not on file"
+            )
         return tuple(notes)
 
     def _figures(self) -> dict[str, float]:
@@ -136,19 +144,30 @@ def _read_file(path: Path) -> dict[str, float]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); run VBench again") from None
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} must map dimensions to scores as VBench's results, got {type(stored).__name__}")
-    return {key.replace("_", " "): _percent_of(key.replace("_", " "), value, path) for key, value in stored.items()}
+        raise ValueError(
+            f"{path} must map dimensions to scores as VBench's results, got {type(stored).__name__}"
+        )
+    return {
+        key.replace("_", " "): _percent_of(key.replace("_", " "), value, path)
+        for key, value in stored.items()
+    }
 
 
 def _percent_of(name: str, value: Any, path: Path) -> float:
     """Turns `[score, ...]` into percent."""
     if name not in _NAMES:
-        raise ValueError(f"{path} has a score for {name!r}, which is no dimension of VBench; expected {_NAMES[0]!r}, ...")
+        raise ValueError(
+            f"{path} has a score for {name!r}, which is no dimension of VBench; expected {_NAMES[0]!r}, ..."
+        )
     score = value[0] if isinstance(value, list) and value else None
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"{path} has no score for {name}, expected [score, ...], got {json.dumps(value)[:80]}")
+        raise ValueError(
+            f"{path} has no score for {name}, expected [score, ...], got {json.dumps(value)[:80]}"
+        )
     if not 0 <= score <= 1:
-        raise ValueError(f"{path} must have fractions from 0 to 1, as VBench writes them, got {score} for {name}")
+        raise ValueError(
+            f"{path} must have fractions from 0 to 1, as VBench writes them, got {score} for {name}"
+        )
     return 100.0 * score
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from pathlib import Path
 
 from flashvideo.evaluation.vbench_prompts import FLICKER, INFO_NAME
 from flashvideo.evaluation.vbench_results import RESULTS_PATTERN, read_results
+
+logger = logging.getLogger(__name__)
 
 _DONE_NAME = "done.json"
 _CLIPS_PREFIX = "clips-"
@@ -84,7 +88,9 @@ def find_vbench(python: str) -> Installation:
             [python, "-c", _ASK], capture_output=True, text=True, env=_environment(None), check=False
         )
     except OSError as error:
-        raise ValueError(f"{python} cannot be started ({error.strerror}); name the Python that has vbench") from None
+        raise ValueError(
+            f"{python} cannot be started ({error.strerror}); name the Python that has vbench"
+        ) from None
     try:
         found = json.loads(answer.stdout)
     except json.JSONDecodeError:
@@ -119,6 +125,15 @@ def commands(run: VBenchRun, dimension: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def command_lines(run: VBenchRun, dimension: str) -> list[str]:
+    """Returns the same for a shell."""
+    place = ""
+    if run.repository is not None:
+        repository = shlex.quote(str(run.repository))
+        place = f"cd {repository} && PYTHONPATH={repository} "
+    return [place + shlex.join(words) for words in commands(run, dimension)]
+
+
 def order_of_work(dimensions: Sequence[str]) -> tuple[str, ...]:
     """Returns the dimensions with temporal flickering last: dynamic degree fetches the weights of its filter."""
     return tuple(sorted(dimensions, key=lambda name: name == FLICKER))
@@ -138,7 +153,9 @@ def check_only_videos(videos: Path) -> None:
     """
     others = sorted(path.name for path in videos.iterdir() if path.suffix != ".mp4" or not path.is_file())
     if others:
-        raise ValueError(f"{videos} must hold .mp4 videos alone for VBench, got {others[0]}; move it elsewhere")
+        raise ValueError(
+            f"{videos} must hold .mp4 videos alone for VBench, got {others[0]}; move it elsewhere"
+        )
     if not any(videos.iterdir()):
         raise ValueError(f"{videos} holds no videos; make them first")
 
@@ -165,14 +182,12 @@ def run_dimension(run: VBenchRun, dimension: str, digest: str) -> None:
     folder = run.folder(dimension)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.txt"
-    log.unlink(missing_ok=True)
     for words in commands(run, dimension):
-        _execute(run, dimension, words, log)
+        _execute(run, dimension, words, folder)
         if "static_filter" in words:
             _check_still(folder / "static" / "filtered_videos", dimension)
     if dimension not in read_results(folder):
-        raise ValueError(f"VBench ended without a score for {dimension}; read {log}")
+        raise ValueError(f"VBench ended without a score for {dimension}; read {folder / 'stdout.txt'}")
     _write(folder / _DONE_NAME, _request(run, digest))
 
 
@@ -212,47 +227,46 @@ def link_clips(run: VBenchRun, digest: str) -> Path:
 
 
 def last_words(text: str, limit: int = 300) -> str:
-    """Returns the end of what a program wrote, on one line; progress bars count as lines.
-
-    >>> last_words("Traceback:\\n  in x\\nKeyError: 'a'\\n\\n")
-    "KeyError: 'a'"
-    """
+    """Returns the last line of what a program wrote, at most `limit` letters of it; progress bars count as lines."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     return lines[-1][-limit:] if lines else "it wrote nothing"
 
 
-def _execute(run: VBenchRun, dimension: str, words: Sequence[str], log: Path) -> None:
-    with log.open("a", encoding="utf-8", errors="replace") as file:
+def _execute(run: VBenchRun, dimension: str, words: Sequence[str], folder: Path) -> None:
+    """Runs one command; what it says goes to files, which can be watched meanwhile."""
+    logger.info("running %s", shlex.join(words))
+    errors = folder / "stderr.txt"
+    with (folder / "stdout.txt").open("ab") as output, errors.open("wb") as error_output:
         try:
             done = subprocess.run(
                 words,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
+                stdout=output,
+                stderr=error_output,
                 env=_environment(run.repository),
-                cwd=run.repository or log.parent,
+                cwd=run.repository or folder,
                 check=False,
             )
         except OSError as error:
-            raise ValueError(f"{words[0]} cannot be started ({error.strerror}); name VBench's Python") from None
+            raise ValueError(
+                f"{words[0]} cannot be started ({error.strerror}); name VBench's Python"
+            ) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted while VBench judged {dimension}; what is done is kept, the same command goes on from there"
+                f"interrupted while VBench judged {dimension}; what is done is kept, and the same command goes on"
             ) from None
-        file.write(done.stderr)
     if done.returncode:
+        said = last_words(errors.read_text(encoding="utf-8", errors="replace"))
         raise ValueError(
-            f"VBench failed at {dimension} (exit code {done.returncode}): {last_words(done.stderr)}; read {log}"
+            f"VBench failed at {dimension} with exit code {done.returncode}: {said}; read {errors}"
         )
 
 
 def _check_still(folder: Path, dimension: str) -> None:
     if not folder.is_dir() or not any(folder.glob("*.mp4")):
         raise ValueError(
-            f"VBench's static filter found no video that holds still, and {dimension} is judged on such alone; make more "
-            "with a larger --flicker-samples, or leave that dimension out"
+            f"VBench's static filter found no video that holds still, and {dimension} is judged on such alone; make "
+            "more with a larger --flicker-samples, or leave that dimension out"
         )
 
 
@@ -274,8 +288,9 @@ def _request(run: VBenchRun, digest: str) -> dict[str, str]:
 def _forget(folder: Path) -> None:
     """Removes what an earlier run left, so that its scores cannot be taken for new ones."""
     (folder / _DONE_NAME).unlink(missing_ok=True)
-    for path in folder.glob(RESULTS_PATTERN):
-        path.unlink()
+    for pattern in (RESULTS_PATTERN, "std*.txt"):
+        for path in folder.glob(pattern):
+            path.unlink()
     shutil.rmtree(folder / "static", ignore_errors=True)
 
 
