@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -231,7 +233,8 @@ def prepare(arguments: argparse.Namespace) -> Request:
         raise ValueError(
             f"{arguments.long} has no vbench2_beta_long/eval_long.py; expected a clone of VBench's repository"
         )
-    found = None if arguments.vbench_python is None else find_vbench(arguments.vbench_python)
+    python = None if arguments.vbench_python is None else absolute_program(arguments.vbench_python)
+    found = None if python is None else find_vbench(python)
     info = arguments.info
     if info is None:
         info = found.info if found is not None else None
@@ -250,7 +253,7 @@ def prepare(arguments: argparse.Namespace) -> Request:
     output = arguments.output.resolve()
     return Request(
         run=VBenchRun(
-            python=arguments.vbench_python or "python",
+            python=python or "python",
             videos=output / "videos",
             info=info.resolve(),
             output=output / ("vbench" if repository is None else "vbench_long"),
@@ -263,6 +266,12 @@ def prepare(arguments: argparse.Namespace) -> Request:
         sampling=sampling,
         videos=prompts.plan_videos(prompts.choose_entries(entries, names), sampling, seed=arguments.seed),
     )
+
+
+def absolute_program(name: str) -> str:
+    """Returns where a program lies, whatever folder it is started from; an environment's link is not followed."""
+    found = shutil.which(name)
+    return name if found is None else os.path.abspath(found)
 
 
 def make_or_check(arguments: argparse.Namespace, request: Request, phases: Phases) -> tuple[int, str | None]:
@@ -282,8 +291,8 @@ def make_or_check(arguments: argparse.Namespace, request: Request, phases: Phase
         missing = [video.name for video in request.videos if not (folder / video.name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder} lacks {len(missing)} of {len(request.videos)} videos, the first is {missing[0]}; add them, or "
-                "ask for fewer with --dimensions, --samples or --flicker-samples"
+                f"{folder} lacks {len(missing)} of {len(request.videos)} videos, first {missing[0]}; add them, or ask "
+                "for fewer with --dimensions, --samples or --flicker-samples"
             )
         return 0, check_all_alike([folder / video.name for video in request.videos])
     check_distinct_names(request.videos, case_matters=tells_capitals_apart(folder))

@@ -261,8 +261,4 @@ def not_comparable(entries: Sequence[Entry], sampling: Sampling) -> tuple[str, .
         reasons.append(f"the list has {len(entries)} entries, VBench's has {STANDARD_ENTRIES}")
     if sampling.samples < STANDARD_SAMPLES:
         reasons.append(f"{sampling.samples} of {STANDARD_SAMPLES} videos of each prompt")
-    if sampling.flicker_samples < STANDARD_SAMPLES:
-        reasons.append(
-            f"{sampling.flicker_samples} videos of each prompt of {FLICKER}, at least {STANDARD_SAMPLES} needed"
-        )
     return tuple(reasons)

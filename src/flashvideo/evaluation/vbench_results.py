@@ -131,7 +131,7 @@ def read_results(folder: Path) -> dict[str, float]:
         for name, score in _read_file(path).items():
             if scores.setdefault(name, score) != score:
                 raise ValueError(
-                    f"{folder} has two scores for {name}, in {origins[name].name} and {path.name}; move one of the files "
+                    f"{folder} has two scores for {name}, in {origins[name].name} and {path.name}; move one of them "
                     "elsewhere"
                 )
             origins.setdefault(name, path)

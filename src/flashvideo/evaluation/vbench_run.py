@@ -151,7 +151,11 @@ def check_only_videos(videos: Path) -> None:
     Raises:
         ValueError: If it does not.
     """
-    others = sorted(path.name for path in videos.iterdir() if path.suffix != ".mp4" or not path.is_file())
+    others = sorted(
+        path.name
+        for path in videos.iterdir()
+        if path.suffix != ".mp4" or path.name.startswith(".") or not path.is_file()
+    )
     if others:
         raise ValueError(
             f"{videos} must hold .mp4 videos alone for VBench, got {others[0]}; move it elsewhere"
@@ -218,10 +222,10 @@ def link_clips(run: VBenchRun, digest: str) -> Path:
         link = folder / path.name
         if not link.is_symlink():
             link.symlink_to(path.resolve())
-    if Path(os.listdir(folder)[0]).suffix != ".mp4":  # noqa: PTH208 (what VBench-Long itself calls)
+    if not _first_listed(folder).endswith(".mp4"):
         raise ValueError(
-            f"{folder} is listed by this file system with the folder of clips before the videos, from which VBench-Long "
-            "reads no suffix; choose a folder on another file system"
+            f"{folder} is listed by its file system with the folder of clips first, where VBench-Long looks for the "
+            "videos' suffix; choose an --output on another file system"
         )
     return folder
 
@@ -230,6 +234,10 @@ def last_words(text: str, limit: int = 300) -> str:
     """Returns the last line of what a program wrote, at most `limit` letters of it; progress bars count as lines."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     return lines[-1][-limit:] if lines else "it wrote nothing"
+
+
+def _first_listed(folder: Path) -> str:
+    return os.listdir(folder)[0]  # in the order in which VBench-Long sees it, which is the file system's own
 
 
 def _execute(run: VBenchRun, dimension: str, words: Sequence[str], folder: Path) -> None:
