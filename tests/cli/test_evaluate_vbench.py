@@ -1,6 +1,7 @@
 """`flashvideo evaluate vbench` with a toy model and a stand-in for VBench's Python."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -228,9 +229,11 @@ def test_other_videos_are_judged_anew(judge, calls, tmp_path):
     words = ("--dimensions", "imaging_quality")
     assert judge(*words).code == 0
     videos = tmp_path / "out" / "videos"
-    shutil.copy(videos / COLOR[0], videos / "a circle-1.mp4")
-    stored = json.loads(judge(*words, "--json").out)
-    assert stored["scores"] == {"imaging quality": 2.0}
+    os.utime(videos / COLOR[1])
+    judge(*words)
+    assert len(calls()) == 1  # that one is not of this dimension
+    os.utime(videos / COLOR[0])
+    judge(*words)
     assert len(calls()) == 2
 
 
@@ -333,6 +336,7 @@ def test_vbench_long_is_run_out_of_its_repository_on_links(judge, calls, clone, 
     links = Path(color[color.index("--videos_path") + 1])
     assert links.parent == tmp_path / "out" / "vbench_long"
     assert names(links) == [*COLOR, f"{STILL}-0.mp4", "split_clip"]
+    assert all((links / name).is_symlink() for name in COLOR)
     assert names(tmp_path / "out" / "videos") == [*COLOR, f"{STILL}-0.mp4"]
 
 
@@ -341,11 +345,11 @@ def test_clips_of_other_videos_are_not_taken_again(judge, clone, tmp_path, video
     judge(*words)
     (before,) = (tmp_path / "out" / "vbench_long").glob("clips-*")
     videos = tmp_path / "out" / "videos"
-    shutil.copy(videos / COLOR[0], videos / "a circle-1.mp4")
+    os.utime(videos / COLOR[0])
     judge(*words)
     (after,) = (tmp_path / "out" / "vbench_long").glob("clips-*")
     assert before != after
-    assert (after / "a circle-1.mp4").is_symlink()
+    assert names(after) == [*COLOR, "split_clip"]
 
 
 def test_a_file_system_that_vbench_long_cannot_read_is_named(judge, clone, monkeypatch):
@@ -444,6 +448,17 @@ def test_missing_videos_are_counted(judge, tmp_path):
     (tmp_path / "out" / "videos" / COLOR[1]).unlink()
     outcome = judge("--dimensions", "color")
     assert f"lacks 1 of 2 videos, first {COLOR[1]}; add them, or ask for fewer" in outcome.err
+
+
+def test_more_videos_than_were_asked_for_are_refused(judge, evaluate, info, refusal, tmp_path):
+    videos = tmp_path / "out" / "videos"
+    shutil.copy(videos / COLOR[0], videos / "a circle-1.mp4")
+    assert (
+        "has 1 more videos of these prompts than were asked for, first a circle-1.mp4"
+        in judge("--dimensions", "color").err
+    )
+    assert "has 1 more videos" in refusal(evaluate, "--info", info, "--dimensions", "color", *ONE)
+    assert judge("--dimensions", "dynamic_degree").code == 0  # which does not read it
 
 
 def test_videos_of_different_settings_are_not_judged_together(judge, flashvideo, tmp_path):

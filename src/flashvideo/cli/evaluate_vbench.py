@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shlex
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,12 @@ from flashvideo.cli import arguments as shared
 from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import check_folder, check_input
 from flashvideo.cli.generate import add_sampling, add_stage1_parts
-from flashvideo.cli.messages import progress_is_shown
 from flashvideo.cli.model import model_label, use_threads
 from flashvideo.cli.results import Phases, Result
+from flashvideo.cli.vbench_judging import Request, judge, make_table, show_commands, write_table
 
 if TYPE_CHECKING:
-    from flashvideo.evaluation.vbench_prompts import Entry, PlannedVideo, Sampling
-    from flashvideo.evaluation.vbench_results import VBenchTable
-    from flashvideo.evaluation.vbench_run import VBenchRun
+    from flashvideo.evaluation.vbench_prompts import PlannedVideo
 
 COMMAND = "evaluate-vbench"
 """Name of the command; `evaluate vbench` at the start of a command line means it."""
@@ -133,29 +129,6 @@ def dimension(text: str) -> str:
     return name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A checked request."""
-
-    run: VBenchRun
-    """How VBench is run."""
-
-    can_run: bool
-    """Whether its Python is known."""
-
-    dimensions: tuple[str, ...]
-    """What is judged."""
-
-    entries: tuple[Entry, ...]
-    """All of VBench's list."""
-
-    sampling: Sampling
-    """How many videos of a prompt."""
-
-    videos: tuple[PlannedVideo, ...]
-    """The videos that are needed."""
-
-
 def run(arguments: argparse.Namespace) -> Result:
     """Makes videos, judges them and shows the scores, as far as was asked for.
 
@@ -166,16 +139,15 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.results is not None:
         return only_read(arguments)
     request, phases = prepare(arguments), Phases()
-    folder = request.run.videos
-    if not arguments.no_generate:
-        folder.mkdir(parents=True, exist_ok=True)
-    num_made, system = make_or_check(arguments, request, phases)
-    made = {"folder": str(folder), "made": num_made, "kept": len(request.videos) - num_made}
+    folder, videos = request.run.videos, request.planned()
+    num_made, system = make_or_check(arguments, videos, folder, phases)
+    made = {"folder": str(folder), "made": num_made, "kept": len(videos) - num_made}
     lines = [f"videos in {folder}: {num_made} made, {made['kept']} were there"]
     if not request.can_run:
         commands = show_commands(request)
         lines += ["to judge them, where `python` is that of VBench's environment:", *commands]
-        lines.append(f"then: flashvideo evaluate vbench --results {request.run.output}")
+        read = ["flashvideo", "evaluate", "vbench", "--results", str(request.run.output)]
+        lines.append(f"then: {shlex.join(read)}")
         data = {"videos": made, "commands": commands, "seconds": phases.as_data()}
         return Result(data=data, text="\n".join(lines))
     with phases("vbench"):
@@ -264,7 +236,7 @@ def prepare(arguments: argparse.Namespace) -> Request:
         dimensions=tuple(known.name for known in DIMENSIONS if known.name in names),
         entries=entries,
         sampling=sampling,
-        videos=prompts.plan_videos(prompts.choose_entries(entries, names), sampling, seed=arguments.seed),
+        seed=arguments.seed,
     )
 
 
@@ -274,90 +246,39 @@ def absolute_program(name: str) -> str:
     return name if found is None else os.path.abspath(found)
 
 
-def make_or_check(arguments: argparse.Namespace, request: Request, phases: Phases) -> tuple[int, str | None]:
+def make_or_check(
+    arguments: argparse.Namespace, videos: Sequence[PlannedVideo], folder: Path, phases: Phases
+) -> tuple[int, str | None]:
     """Makes the videos that are missing, or with `--no-generate` checks those that are there.
 
     Returns:
         How many were made; the name of the system.
 
     Raises:
-        ValueError: If videos are missing, or made with different settings.
+        ValueError: If videos are missing or too many, or made with different settings.
     """
-    from flashvideo.cli.vbench_videos import check_all_alike, make_videos, tells_capitals_apart
+    from flashvideo.cli.vbench_videos import (
+        check_all_alike,
+        check_no_more,
+        make_videos,
+        tells_capitals_apart,
+    )
     from flashvideo.evaluation.vbench_prompts import check_distinct_names
 
-    folder = request.run.videos
     if arguments.no_generate:
-        missing = [video.name for video in request.videos if not (folder / video.name).is_file()]
+        missing = [video.name for video in videos if not (folder / video.name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder} lacks {len(missing)} of {len(request.videos)} videos, first {missing[0]}; add them, or ask "
-                "for fewer with --dimensions, --samples or --flicker-samples"
+                f"{folder} lacks {len(missing)} of {len(videos)} videos, first {missing[0]}; add them, or ask for "
+                "fewer with --dimensions, --samples or --flicker-samples"
             )
-        return 0, check_all_alike([folder / video.name for video in request.videos])
-    check_distinct_names(request.videos, case_matters=tells_capitals_apart(folder))
+        check_no_more(videos, folder)
+        return 0, check_all_alike([folder / video.name for video in videos])
+    folder.mkdir(parents=True, exist_ok=True)
+    check_no_more(videos, folder)
+    check_distinct_names(videos, case_matters=tells_capitals_apart(folder))
     with use_threads(arguments.threads):
-        return make_videos(arguments, request.videos, folder, phases), model_label(arguments.model)
-
-
-def ready_run(request: Request) -> tuple[VBenchRun, str]:
-    """Returns how VBench is run, now that the videos are there, and what their set is called.
-
-    Raises:
-        ValueError: If there is more than videos in their folder.
-    """
-    import dataclasses
-
-    from flashvideo.evaluation.vbench_run import check_only_videos, digest_videos, link_clips
-
-    check_only_videos(request.run.videos)
-    digest = digest_videos(request.run.videos)
-    if request.run.repository is None:
-        return request.run, digest
-    return dataclasses.replace(request.run, videos=link_clips(request.run, digest)), digest
-
-
-def show_commands(request: Request) -> list[str]:
-    """Returns the command lines that judge the videos."""
-    from flashvideo.evaluation.vbench_run import command_lines, order_of_work
-
-    run, _ = ready_run(request)
-    return [line for name in order_of_work(request.dimensions) for line in command_lines(run, name)]
-
-
-def judge(arguments: argparse.Namespace, request: Request) -> None:
-    """Runs VBench, dimension after dimension.
-
-    Raises:
-        ValueError: If it fails.
-    """
-    from tqdm import tqdm
-
-    from flashvideo.evaluation.vbench_run import order_of_work, run_dimension
-
-    run, digest = ready_run(request)
-    shown = progress_is_shown(arguments.progress)
-    with tqdm(total=len(request.dimensions), unit="dimension", disable=not shown, file=sys.stderr) as bar:
-        for name in order_of_work(request.dimensions):
-            bar.set_description(name)
-            run_dimension(run, name, digest)
-            bar.update()
-
-
-def make_table(request: Request, system: str) -> VBenchTable:
-    """Returns the scores of the dimensions that were asked for."""
-    from flashvideo.evaluation.vbench_prompts import not_comparable
-    from flashvideo.evaluation.vbench_results import VBenchTable, read_results
-
-    scores: dict[str, float] = {}
-    for name in request.dimensions:
-        scores |= read_results(request.run.folder(name))
-    return VBenchTable(
-        system=system,
-        scores={name: scores[name] for name in request.dimensions},
-        is_long=request.run.repository is not None,
-        reservations=not_comparable(request.entries, request.sampling),
-    )
+        return make_videos(arguments, videos, folder, phases), model_label(arguments.model)
 
 
 def only_read(arguments: argparse.Namespace) -> Result:
@@ -381,16 +302,3 @@ def only_read(arguments: argparse.Namespace) -> Result:
     lines = [table.as_text(), *(f"wrote {path}" for path in written)]
     data: dict[str, Any] = {**table.as_data(), "output": [str(path) for path in written]}
     return Result(data=data, text="\n".join(lines))
-
-
-def write_table(folder: Path, table: VBenchTable) -> list[Path]:
-    """Writes `vbench.json` and `vbench.md`; returns their paths."""
-    contents = {
-        "vbench.json": json.dumps(table.as_data(), indent=1, ensure_ascii=False) + "\n",
-        "vbench.md": table.as_markdown(),
-    }
-    for name, text in contents.items():
-        temporary = folder / f".{name}.partial"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
-    return [folder / name for name in contents]

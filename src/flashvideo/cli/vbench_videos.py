@@ -99,6 +99,23 @@ def encode_texts(
     return texts
 
 
+def check_no_more(videos: Sequence[PlannedVideo], folder: Path) -> None:
+    """Checks that there are no further videos of the same prompts, which VBench would judge too.
+
+    Raises:
+        ValueError: If there are.
+    """
+    names = {video.name for video in videos}
+    prompts = {name.rpartition("-")[0] for name in names}
+    paths = sorted(folder.glob("*.mp4"))
+    more = [path.name for path in paths if path.name not in names and path.name.rpartition("-")[0] in prompts]
+    if more:
+        raise ValueError(
+            f"{folder} has {len(more)} more videos of these prompts than were asked for, first {more[0]}, and VBench "
+            "would judge them too; ask for as many with --samples or --flicker-samples, or remove them"
+        )
+
+
 def check_made_so(path: Path, expected: Mapping[str, Any]) -> None:
     """Checks that a video was made as it would be made now.
 

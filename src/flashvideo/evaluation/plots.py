@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SWEEPS = {
     "steps": "Stage II steps",
@@ -52,7 +52,7 @@ def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: P
     """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
     attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
     groups = [tuple(attributes)] if section in PREVIEW_SWEEPS else [(name,) for name in PANELS]
-    figure, axes = _axes(len(groups))
+    figure, axes = new_axes(len(groups))
     for axis, names in zip(axes, groups, strict=True):
         for name in names:
             rows = sweep_series(summary, name)
@@ -63,14 +63,14 @@ def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: P
         axis.set_title("share read back right" if len(names) > 1 else PANELS[names[0]], fontsize=10)
         if len(names) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> None:
     """Every column of a training curve over steps; smoothed by a running mean of ten rows where rows are many."""
     skipped = {"step", "minutes", "phase", "rate"}
     names = [n for n in dict.fromkeys(k for r in rows for k in r) if n not in skipped]
-    figure, axes = _axes(len(names))
+    figure, axes = new_axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         points = [(int(r["step"]), float(r[name])) for r in rows if r.get(name)]
         steps = [step for step, _ in points]
@@ -82,11 +82,25 @@ def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> Non
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _axes(count: int) -> tuple[Any, list[Any]]:
-    import matplotlib
+def new_axes(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
+    """Returns a figure of several panels, and their axes.
+
+    Args:
+        count: Number of panels.
+        height: Of each, in inches.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError(
+            "plots need matplotlib, which is not installed; pip install 'flashvideo[evaluate]'"
+        ) from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -94,7 +108,7 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(max(5.0, 3.4 * columns), 3.0 * rows), squeeze=False
+        rows, columns, figsize=(max(5.0, 3.4 * columns), height * rows), squeeze=False
     )
     axes = list(grid.flat)
     for unused in axes[count:]:
@@ -102,12 +116,14 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, file: Path | BinaryIO, *, kind: str = "png") -> None:
+    """Writes a figure, whose panels are spread so that nothing overlaps, and closes it."""
     from matplotlib import pyplot
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(file, dpi=80, format=kind)
     pyplot.close(figure)
 
 

@@ -15,10 +15,11 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashvideo.evaluation.records import write_json
 from flashvideo.evaluation.vbench_prompts import FLICKER, INFO_NAME
 from flashvideo.evaluation.vbench_results import RESULTS_PATTERN, read_results
 
@@ -139,9 +140,9 @@ def order_of_work(dimensions: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(dimensions, key=lambda name: name == FLICKER))
 
 
-def digest_videos(videos: Path) -> str:
-    """Returns a word that changes with the videos of a folder: their names, sizes and times."""
-    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in videos.glob("*.mp4"))
+def digest_videos(paths: Iterable[Path]) -> str:
+    """Returns a word that changes with some videos: their names, sizes and times."""
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
@@ -171,18 +172,16 @@ def is_done(run: VBenchRun, dimension: str, digest: str) -> bool:
 
 
 def run_dimension(run: VBenchRun, dimension: str, digest: str) -> None:
-    """Runs VBench for one dimension, unless that is done.
+    """Runs VBench for one dimension.
 
     Args:
         run: What to run it on.
         dimension: The dimension.
-        digest: `digest_videos` of the videos.
+        digest: `digest_videos` of the dimension's videos.
 
     Raises:
         ValueError: If VBench fails, or leaves no score.
     """
-    if is_done(run, dimension, digest):
-        return
     folder = run.folder(dimension)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,10 +191,10 @@ def run_dimension(run: VBenchRun, dimension: str, digest: str) -> None:
             _check_still(folder / "static" / "filtered_videos", dimension)
     if dimension not in read_results(folder):
         raise ValueError(f"VBench ended without a score for {dimension}; read {folder / 'stdout.txt'}")
-    _write(folder / _DONE_NAME, _request(run, digest))
+    write_json(folder / _DONE_NAME, _request(run, digest))
 
 
-def link_clips(run: VBenchRun, digest: str) -> Path:
+def link_clips(run: VBenchRun, names: Iterable[str], digest: str) -> Path:
     """Makes the folder that VBench-Long works in: links to the videos, beside which it writes their clips.
 
     VBench-Long keeps its clips if there are as many as videos, also where the videos are others by now; so each set of
@@ -203,7 +202,8 @@ def link_clips(run: VBenchRun, digest: str) -> Path:
 
     Args:
         run: What VBench-Long is to be run on.
-        digest: `digest_videos` of the videos.
+        names: The videos.
+        digest: `digest_videos` of them.
 
     Returns:
         The folder.
@@ -218,10 +218,9 @@ def link_clips(run: VBenchRun, digest: str) -> Path:
     shutil.rmtree(folder / "temporal_filtered_cilps", ignore_errors=True)  # spelt so by VBench-Long
     # First, since some file systems list the newest first.
     (folder / "split_clip").mkdir(parents=True, exist_ok=True)
-    for path in sorted(run.videos.glob("*.mp4")):
-        link = folder / path.name
-        if not link.is_symlink():
-            link.symlink_to(path.resolve())
+    for name in names:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to((run.videos / name).resolve())
     if not _first_listed(folder).endswith(".mp4"):
         raise ValueError(
             f"{folder} is listed by its file system with the folder of clips first, where VBench-Long looks for the "
@@ -300,9 +299,3 @@ def _forget(folder: Path) -> None:
         for path in folder.glob(pattern):
             path.unlink()
     shutil.rmtree(folder / "static", ignore_errors=True)
-
-
-def _write(path: Path, data: Mapping[str, str]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
