@@ -166,6 +166,15 @@ def test_the_text_of_a_prompt_is_encoded_once(evaluate, info, monkeypatch):
     assert texts == ["a circle", "a red circle moves"]
 
 
+def test_only_the_text_encoder_is_given_up_between_videos(evaluate, info, monkeypatch):
+    from flashvideo.pipelines.two_stage import FlashVideoPipeline
+
+    given_up = []
+    monkeypatch.setattr(FlashVideoPipeline, "give_up", lambda pipeline, name: given_up.append(name))
+    evaluate("--info", info, "--dimensions", "color", *ONE)
+    assert given_up == ["text_encoder"]
+
+
 def test_without_vbench_the_commands_are_shown(evaluate, info, tmp_path):
     outcome = evaluate("--info", info, "--dimensions", "temporal_flickering", "imaging_quality", *ONE)
     out = tmp_path / "out"
@@ -225,16 +234,19 @@ def test_a_dimension_that_is_done_is_not_computed_again(judge, calls, standin):
     ]
 
 
-def test_other_videos_are_judged_anew(judge, calls, tmp_path):
-    words = ("--dimensions", "imaging_quality")
+def test_a_dimension_whose_videos_are_others_by_now_is_judged_anew(judge, calls, tmp_path):
+    words = ("--dimensions", "imaging_quality", "dynamic_degree")
+    judge(*words)
+    os.utime(tmp_path / "out" / "videos" / COLOR[1])  # of dynamic degree alone
     assert judge(*words).code == 0
-    videos = tmp_path / "out" / "videos"
-    os.utime(videos / COLOR[1])
-    judge(*words)
-    assert len(calls()) == 1  # that one is not of this dimension
-    os.utime(videos / COLOR[0])
-    judge(*words)
-    assert len(calls()) == 2
+    assert [words[words.index("--dimension") + 1] for words in calls()][2:] == ["dynamic_degree"]
+
+
+def test_an_old_score_is_never_taken_for_a_new_one(judge, standin, tmp_path):
+    assert judge("--dimensions", "color").code == 0
+    os.utime(tmp_path / "out" / "videos" / COLOR[0])
+    (standin / "silent.txt").write_text("color")
+    assert "VBench ended without a score for color" in judge("--dimensions", "color").err
 
 
 def test_a_failure_is_one_sentence_with_the_end_of_what_vbench_said(judge, standin, tmp_path):
