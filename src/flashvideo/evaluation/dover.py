@@ -19,9 +19,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from flashvideo.evaluation.measures import Column
+
 SCRIPT = "evaluate_a_set_of_videos.py"
 SCORES = ("aesthetic", "technical", "overall")
 """In the order of the script's columns, after the path."""
+COLUMNS = tuple(
+    Column(name=f"dover_{score}", label=f"DOVER {score}", better="higher")
+    for score in ("technical", "aesthetic")
+)
 _KEPT_OF_ERROR = 300  # characters
 
 
