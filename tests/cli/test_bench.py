@@ -104,6 +104,11 @@ def test_random_weights_in_the_shape_of_a_model_need_no_weights(call, toy_model,
     assert "stage2: the reference is spared noise_step_embedding, num_frames_embedding." in outcome.out
 
 
+def test_a_repository_is_not_downloaded_for_random_weights(call, refusal):
+    sentence = refusal(call, "bench", "--random", "zai-org/CogVideoX-2b")
+    assert "bench --random downloads nothing, got the repository zai-org/CogVideoX-2b" in sentence
+
+
 def test_ctrl_c_leaves_no_file(bench, tmp_path, monkeypatch):
     def interrupt(*arguments, **settings):
         raise KeyboardInterrupt

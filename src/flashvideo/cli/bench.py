@@ -143,11 +143,9 @@ def _subject(arguments: argparse.Namespace) -> dict[str, Any]:
 
     device = choose_device(arguments.device)
     if arguments.random is not None:
-        configs = read_configs(arguments.random)
+        configs = read_configs(arguments.random, command="bench --random")
     else:
         configs = ModelConfigs.read(model_folder(arguments.model, dtype=choose_dtype("auto", device)))
-    if configs.stage2_transformer is None:
-        raise ValueError(f"the model {arguments.model!r} has no Stage II; bench is for models of two stages")
     height, width = named_size(arguments.size, portrait=arguments.portrait, preset=configs.preset)
     return {
         "model": configs.preset.name,
@@ -217,7 +215,7 @@ def _open(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtyp
 
     with quiet_libraries():
         if arguments.random is not None:
-            pipeline = random_pipeline(read_configs(arguments.random), dtype)
+            pipeline = random_pipeline(read_configs(arguments.random, command="bench --random"), dtype)
         else:
             # One folder for all dtypes: what has to be converted is converted once.
             folder = model_folder(arguments.model, dtype=choose_dtype("auto", device))
