@@ -203,6 +203,16 @@ def add_consistency(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_shift(parser: argparse._ActionsContainer) -> None:
+    """Adds `--shift`."""
+    parser.add_argument(
+        "--shift",
+        type=number(above=0),
+        metavar="S",
+        help="time shift of the detail's steps: above 1 more of them lie near the start (default: the model's own)",
+    )
+
+
 def add_reference_rounding(parser: argparse._ActionsContainer) -> None:
     """Adds `--reference-rounding`."""
     parser.add_argument(

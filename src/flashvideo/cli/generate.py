@@ -107,6 +107,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="K",
         help="0 to 999: how much of the detail is invented anew",
     )
+    shared.add_shift(settings)
     shared.add_consistency(settings)
     shared.add_reference_rounding(settings)
     shared.add_motion_prefix(settings)
