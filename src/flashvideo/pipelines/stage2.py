@@ -337,7 +337,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
             num_inference_steps: Euler steps.
             guidance_scale: Guidance scale, 1 or more; 1 halves the work.
             noise_step: Step of the latent degradation, 0 to 999: how much of the detail is invented anew.
-            shift: Time shift of the grid of steps: above 1 more of them lie near the start; the scheduler's own if None.
+            shift: Time shift of the grid of steps: above 1 more of them lie near the start; its own if None.
             window: Frames of a window, a multiple of the VAE's temporal compression plus one.
             overlap: Frames over which windows are cross-faded, likewise.
             consistency: Whether the result keeps the input's coarse picture and stillness
