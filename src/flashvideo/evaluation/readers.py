@@ -24,6 +24,11 @@ NOTHING = "nothing"
 """What a reader says when it recognises none of its words."""
 _GRID, _SPAN = 36, 3.0
 _NUM_RAYS = 72
+_RIM = 3  # pixels
+# Of two objects' centres, in frame heights.
+_BESIDE, _APART = 0.55, 0.36
+_LEAST_OF_TWO = 0.012
+"""Share of the pixels that each of two objects has at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +53,63 @@ def read_clip(clip: Tensor) -> ClipReading:
     Raises:
         ValueError: if the clip does not have that shape.
     """
-    if clip.ndim != 4 or clip.shape[1] != 3:
-        raise ValueError(f"clip must be (frames, 3, height, width), got {tuple(clip.shape)}")
-    width = round(clip.shape[-1] * READ_HEIGHT / clip.shape[-2])
-    small = resize_video(clip.float(), READ_HEIGHT, width).clamp(-1, 1)
-    rgb = (small.permute(0, 2, 3, 1).numpy() + 1) / 2
+    rgb = _small(clip)
     hue, saturation, value = _to_hsv(rgb)
     background = read_background(rgb)
     color, masks = read_color(hue, saturation, value, background)
     if color == NOTHING:
         return ClipReading(color=NOTHING, shape=NOTHING, motion=NOTHING, background=background)
     return ClipReading(color=color, shape=read_shape(masks), motion=read_motion(masks), background=background)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThingReading:
+    """One of two objects of a clip; places in frame heights, from the upper left corner."""
+
+    color: str
+    shape: str
+    x: float
+    y: float
+
+    def relation_to(self, other: ThingReading) -> str:
+        """Where this object is, as seen from another: a word of `RELATIONS`, or `NOTHING`.
+
+        What is neither beside nor above, and so nearly at the same place, is taken to be behind.
+        """
+        across, down = other.x - self.x, other.y - self.y
+        if across > _BESIDE and across > abs(down):
+            return "left of"
+        if down > _APART:
+            return "above"
+        return "behind" if abs(across) <= _BESIDE and abs(down) <= _APART else NOTHING
+
+
+def read_things(clip: Tensor) -> tuple[ThingReading, ...]:
+    """Read the two most visible objects of a clip, of different colours.
+
+    Args:
+        clip: (F, 3, H, W) in [-1, 1], any size of the world's aspect.
+
+    Returns:
+        At most two, the larger one first.
+
+    Raises:
+        ValueError: if the clip does not have that shape.
+    """
+    rgb = _small(clip)
+    candidates = _color_masks(*_to_hsv(rgb), read_background(rgb), exclusive=True)
+    found: list[ThingReading] = []
+    free = np.ones(rgb.shape[:-1], dtype=bool)
+    while len(found) < 2:
+        color = max(candidates, key=lambda name: (candidates[name] & free).sum())
+        masks = candidates[color] & free
+        if masks.mean() < _LEAST_OF_TWO:
+            break
+        places = np.array([_moments(mask)[1:] for mask in masks])
+        y, x = np.nanmean(places, axis=0) if np.isfinite(places).any() else (np.nan, np.nan)
+        found.append(ThingReading(color=color, shape=read_shape(masks), x=float(x), y=float(y)))
+        free &= ~_grown(masks)
+    return tuple(found)
 
 
 def agreement(reading: ClipReading, scene: Scene) -> dict[str, bool]:
@@ -70,6 +121,21 @@ def agreement(reading: ClipReading, scene: Scene) -> dict[str, bool]:
         "motion": reading.motion == scene.motion,
         "background": reading.background == scene.background,
     }
+
+
+def _small(clip: Tensor) -> Array:
+    """The clip at the size in which it is read: (F, 96, w, 3) in [0, 1]."""
+    if clip.ndim != 4 or clip.shape[1] != 3:
+        raise ValueError(f"clip must be (frames, 3, height, width), got {tuple(clip.shape)}")
+    width = round(clip.shape[-1] * READ_HEIGHT / clip.shape[-2])
+    small = resize_video(clip.float(), READ_HEIGHT, width).clamp(-1, 1)
+    return (small.permute(0, 2, 3, 1).numpy() + 1) / 2
+
+
+def _grown(masks: Array) -> Array:
+    """(F, H, W) bool masks with `_RIM` pixels more on each side: an object's soft edge has colours of its own."""
+    planes = torch.from_numpy(masks.astype(np.float32))[:, None]
+    return torch.nn.functional.max_pool2d(planes, 2 * _RIM + 1, 1, _RIM)[:, 0].numpy() > 0
 
 
 def _to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
@@ -107,6 +173,23 @@ def read_background(rgb: Array) -> str:
     return list(BACKGROUNDS)[int(distance.argmin())] if distance.min() < 0.12 else NOTHING
 
 
+def _color_masks(
+    hue: Array, saturation: Array, value: Array, background: str, *, exclusive: bool = False
+) -> dict[str, Array]:
+    """Where each colour may be, (F, H, W) bool; `exclusive`: a pixel of any hue has the nearest one alone."""
+    excluded = BACKGROUNDS[background].excluded_colors if background != NOTHING else frozenset()
+    vivid = (saturation > 0.58) & (value > 0.28)
+    hues = {name: nominal for name, nominal in COLORS.items() if nominal is not None}
+    distances = {name: _hue_distance(hue, nominal) for name, nominal in hues.items()}
+    nearest = np.minimum.reduce(list(distances.values())) if exclusive else np.inf
+    masks = {name: vivid & (d < 24) & (d <= nearest) for name, d in distances.items()}
+    if "white" not in excluded:
+        masks["white"] = (value > 0.68) & (saturation < 0.16)
+    if "black" not in excluded:
+        masks["black"] = (value < 0.29) & (saturation < 0.6)
+    return masks
+
+
 def read_color(hue: Array, saturation: Array, value: Array, background: str) -> tuple[str, Array]:
     """The object's colour and its masks.
 
@@ -117,21 +200,12 @@ def read_color(hue: Array, saturation: Array, value: Array, background: str) -> 
     Returns:
         A word of `COLORS` or `NOTHING`, and (F, H, W) bool masks.
     """
-    excluded = BACKGROUNDS[background].excluded_colors if background != NOTHING else frozenset()
-    vivid = (saturation > 0.58) & (value > 0.28)
-    candidates: dict[str, Array] = {}
-    for name, nominal in COLORS.items():
-        if nominal is not None:
-            candidates[name] = vivid & (_hue_distance(hue, nominal) < 24)
-    if "white" not in excluded:
-        candidates["white"] = (value > 0.68) & (saturation < 0.16)
-    if "black" not in excluded:
-        candidates["black"] = (value < 0.29) & (saturation < 0.6)
+    candidates = _color_masks(hue, saturation, value, background)
     # Orange and yellow are near: where two hues claim a pixel, the object goes to the hue nearest its median.
     share = {name: float(mask.mean()) for name, mask in candidates.items()}
     best = max(share, key=lambda name: share[name])
     if share[best] < 0.02:
-        return NOTHING, np.zeros_like(vivid)
+        return NOTHING, np.zeros_like(candidates[best])
     if COLORS[best] is not None:
         inside = candidates[best]
         angle = np.deg2rad(hue[inside])

@@ -1,0 +1,313 @@
+"""What one video is scored with: one table, the same for every system.
+
+A `Subject` is a video with what is known of it; a `Measure` makes one number of it. Measures of single frames take the
+mean over at most `MOST_FRAMES` of them, evenly spaced; measures of motion take all frames.
+
+Shapes: F frames of H x W pixels in [-1, 1]; h x w of what a video was made from.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flashvideo.evaluation.attributes import AGREEMENTS, Agreement, agreement_with_prompt
+from flashvideo.evaluation.metrics import (
+    OCTAVES,
+    band_energy,
+    downsampled_psnr,
+    filter_bank_distance,
+    flicker,
+    frame_difference_error,
+    gmsd,
+    gradient_energy_ratio,
+    high_frequency_fraction,
+    niqe,
+    psnr,
+    ssim,
+    structure_change,
+    temporal_flickering,
+)
+from flashvideo.evaluation.metrics.niqe import BLOCK
+
+MOST_FRAMES = 8
+"""So many frames of a video are looked at one by one."""
+MOST_DECIBELS = 100.0
+"""What equal frames get, so that means exist."""
+
+Need = Literal["", "reference", "source", "prompt"]
+Better = Literal["higher", "lower", "one", "neither"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A video and what is known of it."""
+
+    frames: Tensor
+    """(F, 3, H, W) in [-1, 1]."""
+
+    reference: Tensor | None = None
+    """The truth, of the same shape."""
+
+    source: Tensor | None = None
+    """What the video was made from: (F, 3, h, w), not larger than it."""
+
+    prompt: str | None = None
+    """What it shall show."""
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[1] != 3 or not self.frames.numel():
+            raise ValueError(f"frames must be (frames, 3, height, width), got {tuple(self.frames.shape)}")
+        if self.reference is not None and self.reference.shape != self.frames.shape:
+            raise ValueError(
+                f"reference must have the shape of the video, {tuple(self.frames.shape)}, got "
+                f"{tuple(self.reference.shape)}; resize or cut one of them"
+            )
+        if self.source is None:
+            return
+        if len(self.source) != len(self.frames):
+            raise ValueError(
+                f"source must have as many frames as the video, {len(self.frames)}, got {len(self.source)}; "
+                "cut one of them"
+            )
+
+    @functools.cached_property
+    def agreement(self) -> Agreement:
+        """What readers find of the prompt's words; empty without a prompt."""
+        return {} if self.prompt is None else agreement_with_prompt(self.frames, self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number that a video gets."""
+
+    name: str
+    """Key in files, such as `niqe`."""
+
+    label: str
+    """For tables and plots, such as `NIQE`."""
+
+    better: Better
+    """Which values are good; `neither` where that depends on what is shown."""
+
+    compute: Callable[[Subject], float | None]
+    """The number; None where it means nothing, as motion of a single frame."""
+
+    needs: Need = ""
+    """What must be known beside the video."""
+
+    unit: str = ""
+    """Of the number, if it has one."""
+
+    is_share: bool = False
+    """Whether it is 0 or 1 of each video, and so a share of several."""
+
+    def applies_to(self, subject: Subject) -> bool:
+        """Whether all that is needed is known."""
+        return not self.needs or getattr(subject, self.needs) is not None
+
+
+def score(subject: Subject, measures: Sequence[Measure] | None = None) -> dict[str, float]:
+    """Scores a video.
+
+    Args:
+        subject: The video.
+        measures: With what; `MEASURES` if None.
+
+    Returns:
+        A number by the name of each measure that applies.
+    """
+    numbers = {}
+    with torch.no_grad():
+        for measure in MEASURES if measures is None else measures:
+            if measure.applies_to(subject) and (number := measure.compute(subject)) is not None:
+                numbers[measure.name] = number
+    return numbers
+
+
+def some(frames: Tensor) -> Tensor:
+    """Returns at most `MOST_FRAMES` of (F, 3, H, W), evenly spaced, first and last among them."""
+    count = min(len(frames), MOST_FRAMES)
+    return frames[torch.linspace(0, len(frames) - 1, count).round().long()]
+
+
+def _finite(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None
+
+
+def _decibels(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The metric, at most `MOST_DECIBELS`: equal frames have infinitely many."""
+    return lambda one, other: metric(one, other).clamp(max=MOST_DECIBELS)
+
+
+def _alone(metric: Callable[[Tensor], Tensor], *, least_size: int = 1) -> Callable[[Subject], float | None]:
+    """Of single frames, (F, 3, H, W) -> (F)."""
+
+    def compute(subject: Subject) -> float | None:
+        if min(subject.frames.shape[-2:]) < least_size:
+            return None
+        return _finite(metric(some(subject.frames)).mean())
+
+    return compute
+
+
+def _in_time(metric: Callable[[Tensor], Tensor], *, least_frames: int) -> Callable[[Subject], float | None]:
+    """Of a clip, (F, 3, H, W) -> ()."""
+
+    def compute(subject: Subject) -> float | None:
+        return metric(subject.frames).item() if len(subject.frames) >= least_frames else None
+
+    return compute
+
+
+def _to_reference(
+    metric: Callable[[Tensor, Tensor], Tensor], *, least_size: int = 1
+) -> Callable[[Subject], float | None]:
+    """Of pairs of frames, twice (F, 3, H, W) -> (F)."""
+
+    def compute(subject: Subject) -> float | None:
+        assert subject.reference is not None
+        if min(subject.frames.shape[-2:]) < least_size:
+            return None
+        return _finite(metric(some(subject.frames), some(subject.reference)).mean())
+
+    return compute
+
+
+def _to_source(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Subject], float | None]:
+    def compute(subject: Subject) -> float | None:
+        assert subject.source is not None
+        return _finite(metric(some(subject.frames), some(subject.source)).mean())
+
+    return compute
+
+
+def _band(number: int) -> Callable[[Tensor], Tensor]:
+    return lambda frames: band_energy(frames)[..., number]
+
+
+def _niqe(subject: Subject) -> float | None:
+    rows, columns = (side // BLOCK for side in subject.frames.shape[-2:])
+    return _finite(niqe(some(subject.frames)).mean()) if rows * columns >= 2 else None
+
+
+def _gradient_energy(subject: Subject) -> float | None:
+    assert subject.reference is not None
+    return _finite(gradient_energy_ratio(subject.frames, subject.reference))
+
+
+def _frame_differences(subject: Subject) -> float | None:
+    assert subject.reference is not None
+    if len(subject.frames) < 2:
+        return None
+    return frame_difference_error(subject.frames, subject.reference).item()
+
+
+def _read(name: str) -> Callable[[Subject], float | None]:
+    def compute(subject: Subject) -> float | None:
+        found = subject.agreement.get(name)
+        return None if found is None else float(found)
+
+    return compute
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure(name="niqe", label="NIQE", better="lower", compute=_niqe),
+    *(
+        Measure(
+            name=f"energy_1_{round(1 / edge)}",
+            label=f"detail energy up to 1/{round(1 / edge)} cycle per pixel",
+            better="neither",
+            unit="levels²",
+            compute=_alone(_band(number), least_size=8),
+        )
+        for number, edge in enumerate(OCTAVES)
+    ),
+    Measure(
+        name="high_frequency",
+        label="energy beyond a preview 4 times smaller",
+        better="neither",
+        compute=_alone(high_frequency_fraction, least_size=8),
+    ),
+    Measure(
+        name="flicker",
+        label="flicker",
+        better="lower",
+        unit="levels",
+        compute=_in_time(flicker, least_frames=3),
+    ),
+    Measure(
+        name="temporal_flickering",
+        label="temporal flickering (VBench)",
+        better="higher",
+        compute=_in_time(temporal_flickering, least_frames=2),
+    ),
+    Measure(
+        name="psnr",
+        label="PSNR",
+        better="higher",
+        unit="dB",
+        needs="reference",
+        compute=_to_reference(_decibels(psnr)),
+    ),
+    Measure(
+        name="ssim",
+        label="SSIM",
+        better="higher",
+        needs="reference",
+        compute=_to_reference(ssim, least_size=11),
+    ),
+    Measure(
+        name="gmsd",
+        label="GMSD",
+        better="lower",
+        needs="reference",
+        compute=_to_reference(gmsd, least_size=8),
+    ),
+    Measure(
+        name="filter_bank",
+        label="filter-bank distance",
+        better="lower",
+        needs="reference",
+        compute=_to_reference(filter_bank_distance, least_size=32),
+    ),
+    Measure(
+        name="gradient_energy",
+        label="gradient energy / truth",
+        better="one",
+        needs="reference",
+        compute=_gradient_energy,
+    ),
+    Measure(
+        name="frame_difference",
+        label="error of frame differences",
+        better="lower",
+        needs="reference",
+        compute=_frame_differences,
+    ),
+    Measure(
+        name="fidelity",
+        label="downsampled PSNR to the source",
+        better="higher",
+        unit="dB",
+        needs="source",
+        compute=_to_source(_decibels(downsampled_psnr)),
+    ),
+    Measure(
+        name="structure_change",
+        label="change of structure",
+        better="lower",
+        needs="source",
+        compute=_to_source(structure_change),
+    ),
+    *(
+        Measure(name=name, label=label, better="higher", needs="prompt", is_share=True, compute=_read(name))
+        for name, label in AGREEMENTS.items()
+    ),
+)
+"""All that is computed without a network and without anything beyond the package."""
