@@ -8,7 +8,7 @@ import torch
 
 from flashvideo.data.shapes_world import is_held_out
 from flashvideo.evaluation import suite
-from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_suite, summarise, upscale
+from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_suite, upscale
 
 
 @pytest.mark.parametrize("section", ["vae", "previews", "finals", "pairs", "consistency", "readers"])
@@ -59,13 +59,6 @@ def test_an_interrupted_suite_goes_on_where_it_stopped(pipeline, tmp_path, monke
     assert calls == [0, 1, 2, 3]
     assert summary["fake"]["value"]["mean"] == 1.5
     assert json.loads(output.read_text())["summary"]["fake"]["value"]["count"] == 4
-
-
-def test_shares_get_wilsons_interval_and_others_the_bootstrap():
-    summary = summarise([{"share": 1.0, "db": 20.0}, {"share": 1.0, "db": 22.0}, {"share": 0.0, "db": 24.0}])
-    assert summary["share"]["mean"] == pytest.approx(2 / 3)
-    assert 0 < summary["share"]["low"] < 2 / 3 < summary["share"]["high"] < 1
-    assert 20 <= summary["db"]["low"] <= 22 <= summary["db"]["high"] <= 24
 
 
 def test_every_prompt_of_the_suite_is_held_out():

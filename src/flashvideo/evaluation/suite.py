@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +29,6 @@ from flashvideo.data.captions import full_caption
 from flashvideo.data.dead_leaves import render_leaves
 from flashvideo.data.shapes_world import FRAME_RATE, Scene, object_mask, render, sample_scene
 from flashvideo.evaluation.metrics import (
-    bootstrap_interval,
     downsampled_psnr,
     edge_psnr,
     filter_bank_distance,
@@ -39,9 +37,10 @@ from flashvideo.evaluation.metrics import (
     gradient_energy_ratio,
     high_frequency_fraction,
     psnr,
-    wilson_interval,
 )
 from flashvideo.evaluation.readers import agreement, read_clip
+from flashvideo.evaluation.records import write_json
+from flashvideo.evaluation.summary import summarise
 from flashvideo.pipelines.consistency import back_project, keep_consistent, steady_detail
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -301,27 +300,8 @@ def run_suite(
                 record = measure(pipeline, index)
             records.append(record | {"seconds": time.perf_counter() - started})
             data["summary"] = {n: summarise(r) for n, r in data["records"].items()}
-            _write(output, data)
+            write_json(output, data)
     return data.get("summary", {})
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def summarise(records: list[Record]) -> dict[str, dict[str, float]]:
-    """Mean, 95 % interval and count of each figure: Wilson's interval for shares of 0 and 1, else the bootstrap."""
-    summary = {}
-    for name in sorted({key for record in records for key in record}):
-        values = [record[name] for record in records if name in record]
-        if set(values) <= {0.0, 1.0}:
-            low, high = wilson_interval(int(sum(values)), len(values))
-        else:
-            low, high = bootstrap_interval(values) if len(values) > 1 else (values[0], values[0])
-        summary[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "count": len(values)}
-    return summary
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+_DRAWS_AT_ONCE = 1_000_000  # 8 MB
+
 
 def bootstrap_interval(
     values: torch.Tensor | Sequence[float],
@@ -35,11 +37,10 @@ def bootstrap_interval(
         raise ValueError("values must be finite; leave out identical clips, whose PSNR is infinite")
     _check_confidence(confidence)
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [
-            sample[torch.randint(sample.numel(), (sample.numel(),), generator=generator)].mean()
-            for _ in range(num_resamples)
-        ]
+    n = sample.numel()
+    parts = torch.arange(num_resamples).split(max(1, _DRAWS_AT_ONCE // n))
+    means = torch.cat(
+        [sample[torch.randint(n, (len(part), n), generator=generator)].mean(dim=1) for part in parts]
     )
     tail = (1 - confidence) / 2
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
