@@ -126,7 +126,7 @@ def count_windows(
     from flashvideo.shapes import next_num_frames
 
     if settings is None:
-        window, overlap = complete_windows(None, None, preset=pipeline.preset, vae=pipeline.vae)
+        window, overlap = complete_windows(None, None, preset=pipeline.preset, vae_config=pipeline.vae.config)
     else:
         window, overlap = settings.window, settings.overlap
     padded = next_num_frames(num_frames, vae_config=pipeline.vae.config)

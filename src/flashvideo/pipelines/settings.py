@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import AutoencoderKLCogVideoX
 
@@ -143,7 +145,7 @@ def complete_settings(
         )
     if height is None or width is None:
         height, width = (side * upscale_factor(preset) for side in input_size)
-    window, overlap = complete_windows(window, overlap, preset=preset, vae=vae)
+    window, overlap = complete_windows(window, overlap, preset=preset, vae_config=vae.config)
     working_size = or_default(enlarged, (height, width))
     defaults = preset.stage2
     settings = EnhanceSettings(
@@ -171,10 +173,10 @@ def complete_settings(
 
 
 def complete_windows(
-    window: int | None, overlap: int | None, *, preset: Preset, vae: AutoencoderKLCogVideoX
+    window: int | None, overlap: int | None, *, preset: Preset, vae_config: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Fills in the frames of a window and of an overlap as `complete_settings` does, unchecked."""
-    temporal, _ = vae_factors(vae.config)
+    temporal, _ = vae_factors(vae_config)
     window = or_default(window, preset.stage1.num_frames)
     return window, or_default(overlap, temporal + 1 if window > temporal + 1 else 1)
 
