@@ -15,7 +15,7 @@ from flashvideo.presets import NANO, RELEASED_REPOSITORY, TEXT_ENCODER_REPOSITOR
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "nano"
-_MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 class UsageError(ValueError):
@@ -127,7 +127,7 @@ def add_seed(parser: argparse._ActionsContainer) -> None:
     """Adds `--seed`."""
     parser.add_argument(
         "--seed",
-        type=whole_number(least=0, most=_MAX_SEED),
+        type=whole_number(least=0, most=MAX_SEED),
         metavar="N",
         help="source of all randomness (default: another one each time, which is reported)",
     )

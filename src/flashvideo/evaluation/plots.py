@@ -52,7 +52,7 @@ def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: P
     """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
     attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
     groups = [tuple(attributes)] if section in PREVIEW_SWEEPS else [(name,) for name in PANELS]
-    figure, axes = _axes(len(groups))
+    figure, axes = panels(len(groups))
     for axis, names in zip(axes, groups, strict=True):
         for name in names:
             rows = sweep_series(summary, name)
@@ -63,14 +63,14 @@ def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: P
         axis.set_title("share read back right" if len(names) > 1 else PANELS[names[0]], fontsize=10)
         if len(names) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> None:
     """Every column of a training curve over steps; smoothed by a running mean of ten rows where rows are many."""
     skipped = {"step", "minutes", "phase", "rate"}
     names = [n for n in dict.fromkeys(k for r in rows for k in r) if n not in skipped]
-    figure, axes = _axes(len(names))
+    figure, axes = panels(len(names))
     for axis, name in zip(axes, names, strict=True):
         points = [(int(r["step"]), float(r[name])) for r in rows if r.get(name)]
         steps = [step for step, _ in points]
@@ -82,19 +82,38 @@ def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> Non
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _axes(count: int) -> tuple[Any, list[Any]]:
-    import matplotlib
+def panels(
+    count: int, *, columns: int = COLUMNS, size: tuple[float, float] = (3.4, 3.0), layout: str | None = None
+) -> tuple[Any, list[Any]]:
+    """Makes a figure of panels.
+
+    Args:
+        count: How many.
+        columns: Most of them beside one another.
+        size: Width and height of one, in inches.
+        layout: Matplotlib's layout engine; `save_figure` lays out tightly if None.
+
+    Returns:
+        The figure and its axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'flashvideo[evaluate]'") from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = min(count, COLUMNS)
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(max(5.0, 3.4 * columns), 3.0 * rows), squeeze=False
+        rows, columns, figsize=(max(5.0, size[0] * columns), size[1] * rows), squeeze=False, layout=layout
     )
     axes = list(grid.flat)
     for unused in axes[count:]:
@@ -102,12 +121,14 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path, *, dpi: int = 80) -> None:
+    """Writes a figure as a picture and forgets it."""
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
+    figure.savefig(path, dpi=dpi)
     pyplot.close(figure)
 
 
