@@ -103,10 +103,13 @@ class StepProgress:
             self._bar.set_postfix_str("decoding")
         return {}
 
+    def begin(self, done: int) -> None:
+        """Says how many steps were done before: they take no time."""
+        self._bar.initial = self._bar.n = done
+        self._bar.refresh()
+
     def reach(self, done: int) -> None:
-        """Moves to a number of steps; what is done before the first call takes no time."""
-        if self._bar.n == 0:
-            self._bar.initial = done
+        """Moves to a number of steps."""
         self._bar.n = done
         self._bar.refresh()
 

@@ -266,22 +266,27 @@ def plan_sweep(
     """
     from flashvideo.evaluation.grid import make_grid
     from flashvideo.evaluation.sweep import Sweep
+    from flashvideo.pipelines.inputs import or_default
     from flashvideo.shapes import check_num_frames
 
     if not arguments.preview_only:
         pipeline.check_has_stage2()
     if arguments.frames is not None:
         check_num_frames(arguments.frames, vae_config=pipeline.vae.config)
-    kind: Kind = "scenes" if arguments.scenes is not None else "prompts" if arguments.inputs is None else "inputs"
-    chosen = grid_values(arguments, pipeline)
+    kind: Kind = (
+        "scenes" if arguments.scenes is not None else "prompts" if arguments.inputs is None else "inputs"
+    )
+    chosen, preset = grid_values(arguments, pipeline), pipeline.preset
     return Sweep(
         kind=kind,
         items=tuple(items),
         seeds=arguments.seed,
         settings=make_grid(chosen, one_at_a_time=arguments.one_at_a_time),
         preview_only=arguments.preview_only,
-        num_frames=arguments.frames,
-        consistency=arguments.consistency,
+        num_frames=None if kind == "inputs" else or_default(arguments.frames, preset.stage1.num_frames),
+        consistency=None
+        if arguments.preview_only
+        else or_default(arguments.consistency, preset.stage2.consistency),
         measures=measures,
     )
 
@@ -317,7 +322,9 @@ def open_sweep(arguments: argparse.Namespace, pipeline: FlashVideoPipeline, swee
         ValueError: If it holds something else.
     """
     from flashvideo.evaluation.sweep_files import open_folder
+    from flashvideo.evaluation.sweep_making import check_videos
 
+    check_videos(pipeline, sweep.items, dict.fromkeys(setting.size for setting in sweep.settings))
     conditions = describe_conditions(arguments, pipeline, sweep)
     return open_folder(arguments.output, conditions, [item.as_dict() for item in sweep.items])
 
@@ -361,9 +368,10 @@ def run_all(
     """
     from flashvideo.evaluation.sweep import run_sweep
 
-    total = sum(1 for _ in sweep.run_keys())
+    keys = list(sweep.run_keys())
     shown = progress_is_shown(arguments.progress)
-    with StepProgress("sweep", total, shown=shown, unit="run") as progress:
+    with StepProgress("sweep", len(keys), shown=shown, unit="run") as progress:
+        progress.begin(len({run.key for run in folder.runs} & set(keys)))
         try:
             run_sweep(
                 pipeline,

@@ -142,7 +142,7 @@ def run_sweep(
         folder: Where to, from `open_folder`.
         model: How the model is named in the metadata of videos.
         save_videos: Whether to keep the results.
-        on_run: Called before the first run and after each.
+        on_run: Called after each run.
 
     Raises:
         ValueError: In one sentence, what is wrong with a setting or an item.
@@ -152,7 +152,6 @@ def run_sweep(
     pending = [key for key in keys if key not in finished]
     items = {item.name: item for item in sweep.items}
     progress: Progress = on_run or (lambda done: None)
-    progress(len(keys) - len(pending))
     maker = Maker(pipeline, sweep, folder)
     if pending:
         name, seed, setting = pending[0]

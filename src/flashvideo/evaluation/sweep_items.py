@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def read_prompts(path: Path) -> list[tuple[str | None, str]]:
         if suffix == ".txt":
             return _checked(path, [{"prompt": line.strip()} for line in text.splitlines() if line.strip()])
         if suffix == ".csv":
-            return _checked(path, list(csv.DictReader(text.splitlines())))
+            return _checked(path, list(csv.DictReader(io.StringIO(text, newline=""))))
         return _checked(path, [json.loads(line) for line in text.splitlines() if line.strip()])
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as such") from None

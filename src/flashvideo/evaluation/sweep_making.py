@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,7 @@ from flashvideo.pipelines.preview import PREVIEW_SUFFIX, PreviewState, load_prev
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset, named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.video import probe_video
 
 logger = logging.getLogger(__name__)
 
@@ -209,14 +210,40 @@ def start_from_video(pipeline: FlashVideoPipeline, item: Item, size: str) -> Sta
     """
     pixels, reference = read_input(item)
     final = result_size(pipeline, size, (pixels.shape[-2], pixels.shape[-1]))
-    if reference is not None and reference.shape != (*pixels.shape[:2], *final):
-        assert item.reference is not None
-        frames, _, height, width = reference.shape
-        raise ValueError(
-            f"{item.reference} must have {len(pixels)} frames of {final[1]}x{final[0]}, as the result of {item.name} "
-            f"at size {size}, got {frames} of {width}x{height}; leave out that size or the references"
-        )
+    if reference is not None:
+        _check_reference(item, size, (len(pixels), *final), (len(reference), *reference.shape[-2:]))
     return Start(pixels=pixels, size=final, reference=reference)
+
+
+def check_videos(pipeline: FlashVideoPipeline, items: Iterable[Item], sizes: Iterable[str]) -> None:
+    """Checks by what files declare, before any work, that references are of the sizes that come out.
+
+    Raises:
+        ValueError: If one is not, or a file is no video.
+    """
+    sizes = list(sizes)
+    for item in items:
+        if item.video is None:
+            continue
+        video = probe_video(item.video)
+        true = None if item.reference is None else probe_video(item.reference)
+        for size in sizes:
+            final = result_size(pipeline, size, (video.height, video.width))
+            if true is not None:
+                found = true.num_frames, true.height, true.width
+                _check_reference(item, size, (video.num_frames, *final), found)
+
+
+def _check_reference(
+    item: Item, size: str, expected: tuple[int, int, int], found: tuple[int, int, int]
+) -> None:
+    """Frames, height and width of a result, and of its reference."""
+    if found != expected:
+        raise ValueError(
+            f"{item.reference} must have {expected[0]} frames of {expected[2]}x{expected[1]}, as the result of "
+            f"{item.name} at size {size}, got {found[0]} of {found[2]}x{found[1]}; give another size or leave out "
+            "the references"
+        )
 
 
 def result_size(pipeline: FlashVideoPipeline, size: str, given: tuple[int, int]) -> tuple[int, int]:

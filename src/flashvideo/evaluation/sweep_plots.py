@@ -8,6 +8,8 @@ Needs matplotlib (the `evaluate` extra).
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ MOST_LINES = 8
 """More lines than these cannot be told apart, and are not drawn."""
 LOGARITHMIC = 8.0
 """Values whose largest is so many times their smallest are drawn on a logarithmic axis."""
+TITLE_WIDTH = 34
+"""Letters in a line of a panel's title."""
 MOST_TICKS = 9
 """So many values get a tick each."""
 OFFSETS = tuple(
@@ -103,11 +107,9 @@ def plot_axis(
                 alpha=0.15,
                 lw=0,
             )
-        plot.set_title(_title(measure), fontsize=10)
         plot.set_xlabel(axis.label)
-        plot.tick_params(labelsize=8)
         _scale_values(plot, values, positions)
-        _mark_one(plot, measure)
+        _describe(plot, measure)
     if len(lines) > 1:
         handles, names = plots[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 4), fontsize=9)
@@ -134,12 +136,10 @@ def plot_cost(kind: CostKind, found: Sequence[Outcome], measures: Sequence[Measu
         points = [(one.cost[kind.name] / kind.unit, one.scores[measure.name].mean) for one in front]
         plot.plot(*zip(*points, strict=True), marker="o", markersize=5, color="C3", lw=1.2, zorder=2)
         labels.append([(_short(one.setting, axes), point) for one, point in zip(front, points, strict=True)])
-        plot.set_title(_title(measure), fontsize=10)
         plot.set_xlabel(kind.label)
-        plot.tick_params(labelsize=8)
         plot.margins(0.14, 0.16)
         _scale_cost(plot, x)
-        _mark_one(plot, measure)
+        _describe(plot, measure)
     key = " / ".join(axis.label for axis in axes)
     figure.suptitle(f"Red: the Pareto front, with its settings: {key}", fontsize=10)
     figure.draw_without_rendering()  # now the panels have their places, and labels can be given theirs
@@ -163,10 +163,17 @@ def place_labels(plot: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -
     renderer = plot.figure.canvas.get_renderer()
     inside = plot.get_window_extent(renderer)
     dots = [plot.transData.transform(xy) for line in plot.lines for xy in line.get_xydata()]
+    front = [tuple(plot.transData.transform(point)) for _, point in labels]
+    along = [
+        tuple(before[i] + (after[i] - before[i]) * part / 50 for i in (0, 1))
+        for before, after in itertools.pairwise(front)
+        for part in range(51)
+    ]
     taken: list[Any] = []
     placed = []
     for text, point in labels:
-        for dx, dy in OFFSETS:
+        # Beside the front's own line if there is room, else across it.
+        for (dx, dy), kept_free in [(offset, free) for free in ([*dots, *along], dots) for offset in OFFSETS]:
             note = plot.annotate(
                 text,
                 point,
@@ -178,12 +185,13 @@ def place_labels(plot: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -
                 arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
             )
             note.set_in_layout(False)
+            note.update_positions(renderer)
             text_box = Text.get_window_extent(note, renderer)  # without its line to the point
             free = (
                 inside.contains(text_box.x0, text_box.y0)
                 and inside.contains(text_box.x1, text_box.y1)
                 and not any(text_box.overlaps(other) for other in taken)
-                and not any(text_box.padded(2).contains(*dot) for dot in dots)
+                and not any(text_box.padded(2).contains(*dot) for dot in kept_free)
             )
             if free:
                 taken.append(text_box.padded(1))
@@ -229,21 +237,18 @@ def _scale_cost(plot: Any, costs: Sequence[float]) -> None:
         plot.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_one(plot: Any, measure: Measure) -> None:
-    """Draws where a ratio is as it should be."""
+def _describe(plot: Any, measure: Measure) -> None:
+    """Says what is measured, in what, and which values are good."""
+    wish = {"higher": "higher is better", "lower": "lower is better", "one": "1 is best", "neither": ""}
+    title = [*textwrap.wrap(measure.label, TITLE_WIDTH), wish[measure.better]]
+    plot.set_title("\n".join(filter(None, title)), fontsize=10)
+    plot.set_ylabel("share of videos" if measure.is_share else measure.unit, fontsize=9)
+    plot.tick_params(labelsize=8)
+    plot.ticklabel_format(axis="y", useOffset=False)
+    if measure.is_share:
+        plot.set_ylim(-0.04, 1.04)
     if measure.better == "one":
         plot.axhline(1, color="0.7", lw=0.8, ls="--", zorder=0)
-
-
-def _title(measure: Measure) -> str:
-    unit = f", {measure.unit}" if measure.unit else ""
-    wish = {
-        "higher": " (higher is better)",
-        "lower": " (lower is better)",
-        "one": " (1 is best)",
-        "neither": "",
-    }
-    return f"{measure.label}{unit}\n{wish[measure.better].strip()}".strip()
 
 
 def _short(setting: Setting, axes: Sequence[Axis]) -> str:

@@ -7,9 +7,10 @@ more, and is as good or worse.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flashvideo.evaluation.grid import AXES, Axis, Setting, varying_axes
@@ -43,6 +44,17 @@ COSTS: tuple[CostKind, ...] = (
     CostKind(name="peak_bytes", label="peak memory, GiB", heading="peak GiB", unit=2.0**30),
 )
 """In the order in which they are shown."""
+
+
+GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        "": "The video alone",
+        "reference": "Against the reference",
+        "source": "Against what it was made from",
+        "prompt": "What readers find of the prompt",
+    }
+)
+"""Tables of measures by what they need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +155,7 @@ def write_summary(folder: Path, found: Sequence[Outcome], measures: Sequence[Mea
 
 
 def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
-    """Returns tables: what all settings share, and a row per setting with costs and each measure's mean and interval.
+    """Returns what all settings share, and tables with a row per setting: costs, and means with their intervals.
 
     A star stands at means that are on the Pareto front over operations.
     """
@@ -151,22 +163,27 @@ def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
     shared = [axis for axis in AXES if axis not in axes and found and found[0].setting.has(axis)]
     shown = [measure for measure in measures if any(measure.name in one.scores for one in found)]
     stars = fronts(found, shown).get("flops", {})
-    lines = []
+    costs = [kind for kind in COSTS if any(kind.name in one.cost for one in found)]
+    names = [[one.setting.value_text(axis) for axis in axes] or ["all"] for one in found]
+    first = [axis.label for axis in axes] or ["settings"]
+    lines = ["# Sweep", ""]
     if shared:
         lines += [f"All with {found[0].setting.text(shared)}.", ""]
-    names = axes or shared[:1]
-    headings = [axis.label for axis in names] + ["runs"]
-    costs = [kind for kind in COSTS if any(kind.name in one.cost for one in found)]
-    headings += [kind.heading for kind in costs]
-    headings += [_heading(measure) for measure in shown]
-    lines += ["| " + " | ".join(headings) + " |", "| --- " * len(headings) + "|"]
-    for number, one in enumerate(found):
-        cells = [one.setting.value_text(axis) for axis in names] + [str(one.count)]
-        cells += [_cost_text(one, kind) for kind in costs]
-        cells += [_cell(one, measure, star=number in stars.get(measure.name, ())) for measure in shown]
-        lines.append("| " + " | ".join(cells) + " |")
+    rows = [
+        [*name, str(one.count), *(_cost_text(one, kind) for kind in costs)]
+        for name, one in zip(names, found, strict=True)
+    ]
+    lines += ["## Cost", "", *_table([*first, "runs", *(kind.heading for kind in costs)], rows), ""]
+    for need, title in GROUPS.items():
+        group = [measure for measure in shown if measure.needs == need]
+        if not group:
+            continue
+        rows = [
+            [*name, *(_cell(one, measure, star=i in stars.get(measure.name, ())) for measure in group)]
+            for i, (name, one) in enumerate(zip(names, found, strict=True))
+        ]
+        lines += [f"## {title}", "", *_table([*first, *map(_heading, group)], rows), ""]
     lines += [
-        "",
         "Means with 95 % intervals: Wilson's of shares, the bootstrap's otherwise. Costs are means, of memory the "
         "most; loading and scoring do not count. * is on the Pareto front over operations: nothing cheaper is as good.",
     ]
@@ -230,4 +247,10 @@ def _cell(one: Outcome, measure: Measure, *, star: bool) -> str:
     if found is None:
         return "-"
     count = "" if found.count == one.count else f" ({found.count})"
-    return f"{found.mean:.4g} [{found.low:.4g}, {found.high:.4g}]{count}{'*' if star else ''}"
+    interval = "" if found.low == found.high else f" [{found.low:.4g}, {found.high:.4g}]"
+    return f"{found.mean:.4g}{interval}{count}{'*' if star else ''}"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
