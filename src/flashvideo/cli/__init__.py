@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashvideo import __version__
-from flashvideo.cli import convert, doctor, enhance, generate, info, plan, sweep, train
+from flashvideo.cli import convert, doctor, enhance, evaluate, generate, info, plan, sweep, train
 from flashvideo.cli.arguments import OneLineParser, UsageError
 from flashvideo.cli.messages import messages_to_stderr, one_sentence
 from flashvideo.cli.results import Result
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = (generate, enhance, train, convert, plan, sweep, info, doctor)
+COMMANDS = (generate, enhance, evaluate, train, convert, sweep, plan, info, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ from flashvideo.evaluation.metrics import (
     structure_change,
     temporal_flickering,
 )
-from flashvideo.evaluation.metrics.niqe import BLOCK
+from flashvideo.evaluation.metrics.niqe import BLOCK, Pristine
 
 MOST_FRAMES = 8
 """So many frames of a video are looked at one by one."""
@@ -77,6 +77,11 @@ class Subject:
             )
 
     @functools.cached_property
+    def band_energies(self) -> list[float]:
+        """Detail energy in each band of `OCTAVES`."""
+        return band_energy(some(self.frames)).mean(0).tolist()
+
+    @functools.cached_property
     def agreement(self) -> Agreement:
         """What readers find of the prompt's words; empty without a prompt."""
         return {} if self.prompt is None else agreement_with_prompt(self.frames, self.prompt)
@@ -106,6 +111,9 @@ class Measure:
 
     is_share: bool = False
     """Whether it is 0 or 1 of each video, and so a share of several."""
+
+    variant: str = ""
+    """What else its numbers depend on, such as the parameters of a model: numbers of two variants are never mixed."""
 
     def applies_to(self, subject: Subject) -> bool:
         """Whether all that is needed is known."""
@@ -187,13 +195,28 @@ def _to_source(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Subject]
     return compute
 
 
-def _band(number: int) -> Callable[[Tensor], Tensor]:
-    return lambda frames: band_energy(frames)[..., number]
+def _band(number: int) -> Callable[[Subject], float | None]:
+    def compute(subject: Subject) -> float | None:
+        return subject.band_energies[number] if min(subject.frames.shape[-2:]) >= 8 else None
+
+    return compute
 
 
-def _niqe(subject: Subject) -> float | None:
-    rows, columns = (side // BLOCK for side in subject.frames.shape[-2:])
-    return _finite(niqe(some(subject.frames)).mean()) if rows * columns >= 2 else None
+def niqe_measure(pristine: Pristine | None = None, *, variant: str = "") -> Measure:
+    """Returns NIQE with a model of pristine photographs; the package's own if None.
+
+    Args:
+        pristine: The model.
+        variant: What tells its numbers from another model's.
+    """
+
+    def compute(subject: Subject) -> float | None:
+        rows, columns = (side // BLOCK for side in subject.frames.shape[-2:])
+        if rows * columns < 2:
+            return None
+        return _finite(niqe(some(subject.frames), pristine).mean())
+
+    return Measure(name="niqe", label="NIQE", better="lower", compute=compute, variant=variant)
 
 
 def _gradient_energy(subject: Subject) -> float | None:
@@ -217,14 +240,14 @@ def _read(name: str) -> Callable[[Subject], float | None]:
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure(name="niqe", label="NIQE", better="lower", compute=_niqe),
+    niqe_measure(),
     *(
         Measure(
             name=f"energy_1_{round(1 / edge)}",
-            label=f"detail energy up to 1/{round(1 / edge)} cycle per pixel",
+            label=f"detail energy to 1/{round(1 / edge)} cycle/px",
             better="neither",
             unit="levels²",
-            compute=_alone(_band(number), least_size=8),
+            compute=_band(number),
         )
         for number, edge in enumerate(OCTAVES)
     ),

@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SWEEPS = {
     "steps": "Stage II steps",
@@ -52,7 +52,7 @@ def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: P
     """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
     attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
     groups = [tuple(attributes)] if section in PREVIEW_SWEEPS else [(name,) for name in PANELS]
-    figure, axes = panels(len(groups))
+    figure, axes = new_axes(len(groups))
     for axis, names in zip(axes, groups, strict=True):
         for name in names:
             rows = sweep_series(summary, name)
@@ -70,7 +70,7 @@ def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> Non
     """Every column of a training curve over steps; smoothed by a running mean of ten rows where rows are many."""
     skipped = {"step", "minutes", "phase", "rate"}
     names = [n for n in dict.fromkeys(k for r in rows for k in r) if n not in skipped]
-    figure, axes = panels(len(names))
+    figure, axes = new_axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         points = [(int(r["step"]), float(r[name])) for r in rows if r.get(name)]
         steps = [step for step, _ in points]
@@ -85,27 +85,32 @@ def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> Non
     save_figure(figure, path)
 
 
-def panels(
-    count: int, *, columns: int = COLUMNS, size: tuple[float, float] = (3.4, 3.0), layout: str | None = None
+def new_axes(
+    count: int,
+    *,
+    columns: int = COLUMNS,
+    width: float = 3.4,
+    height: float = 3.0,
+    layout: str | None = None,
 ) -> tuple[Any, list[Any]]:
-    """Makes a figure of panels.
+    """Returns a figure of several panels, and their axes.
 
     Args:
-        count: How many.
+        count: Number of panels.
         columns: Most of them beside one another.
-        size: Width and height of one, in inches.
+        width: Of each, in inches.
+        height: Of each, in inches.
         layout: Matplotlib's layout engine; `save_figure` lays out tightly if None.
 
-    Returns:
-        The figure and its axes.
-
     Raises:
-        ImportError: If matplotlib is not installed.
+        ImportError: If matplotlib is missing.
     """
     try:
         import matplotlib
     except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'flashvideo[evaluate]'") from None
+        raise ImportError(
+            "plots need matplotlib, which is not installed; pip install 'flashvideo[evaluate]'"
+        ) from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -113,7 +118,7 @@ def panels(
     columns = min(count, columns)
     rows = -(-count // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(max(5.0, size[0] * columns), size[1] * rows), squeeze=False, layout=layout
+        rows, columns, figsize=(max(5.0, width * columns), height * rows), squeeze=False, layout=layout
     )
     axes = list(grid.flat)
     for unused in axes[count:]:
@@ -121,14 +126,15 @@ def panels(
     return figure, axes[:count]
 
 
-def save_figure(figure: Any, path: Path, *, dpi: int = 80) -> None:
-    """Writes a figure as a picture and forgets it."""
+def save_figure(figure: Any, file: Path | BinaryIO, *, kind: str = "png", dpi: int = 80) -> None:
+    """Writes a figure, whose panels are spread so that nothing overlaps, and closes it."""
     from matplotlib import pyplot
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if figure.get_layout_engine() is None:
         figure.tight_layout()
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(file, dpi=dpi, format=kind)
     pyplot.close(figure)
 
 

@@ -36,7 +36,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")  # a letter may be torn too
     whole, newline, torn = text.rpartition("\n")
     if torn:
         write_text(path, whole + newline)

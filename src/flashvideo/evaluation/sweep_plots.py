@@ -16,7 +16,7 @@ from typing import Any
 
 from flashvideo.evaluation.grid import Axis, Setting, Value, varying_axes
 from flashvideo.evaluation.measures import Measure
-from flashvideo.evaluation.plots import panels, save_figure
+from flashvideo.evaluation.plots import new_axes, save_figure
 from flashvideo.evaluation.sweep_summary import COSTS, CostKind, Outcome, fronts
 
 MOST_LINES = 8
@@ -89,7 +89,7 @@ def plot_axis(
     """Draws measures over one axis."""
     from matplotlib import colormaps
 
-    figure, plots = panels(len(measures), size=(3.6, 2.9), layout="constrained")
+    figure, plots = new_axes(len(measures), width=3.6, height=2.9, layout="constrained")
     values = list(dict.fromkeys(one.setting.value(axis) for _, members in lines for one in members))
     positions = _positions(values)
     for plot, measure in zip(plots, measures, strict=True):
@@ -120,7 +120,7 @@ def plot_cost(kind: CostKind, found: Sequence[Outcome], measures: Sequence[Measu
     """Draws measures over one kind of cost, with their Pareto fronts."""
     axes = varying_axes(one.setting for one in found)
     front_of = fronts(found, measures).get(kind.name, {})
-    figure, plots = panels(len(measures), columns=3, size=(4.6, 3.6), layout="constrained")
+    figure, plots = new_axes(len(measures), columns=3, width=4.6, height=3.6, layout="constrained")
     labels: list[list[tuple[str, tuple[float, float]]]] = []
     for plot, measure in zip(plots, measures, strict=True):
         have = [one for one in found if measure.name in one.scores and kind.name in one.cost]

@@ -13,6 +13,7 @@ from flashvideo.evaluation.metrics.frames import (
     check_pair,
     check_size,
     each_frame,
+    gaussian_blur,
     luma,
     shapes_of,
 )
@@ -92,23 +93,12 @@ def ssim(result: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """
     result, truth = check_pair(result, truth)
     check_size(result, _SSIM_SIZE, "ssim")
-    offsets = torch.arange(_SSIM_SIZE, dtype=result.dtype, device=result.device) - _SSIM_SIZE // 2
-    window = torch.exp(-offsets.square() / (2 * _SSIM_SIGMA**2))
-    weights = (window / window.sum()).tolist()
-
-    def blur(maps: torch.Tensor) -> torch.Tensor:
-        # On a CPU, sums of shifted maps are faster than a convolution of a single channel.
-        for dim in (-2, -1):
-            length = maps.shape[dim] - _SSIM_SIZE + 1
-            total = maps.narrow(dim, 0, length) * weights[0]
-            for shift in range(1, _SSIM_SIZE):
-                total.add_(maps.narrow(dim, shift, length), alpha=weights[shift])
-            maps = total
-        return maps
 
     def of_frame(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x, y = luma(x), luma(y)  # (1, 1, H, W)
-        mean_x, mean_y, mean_xx, mean_yy, mean_xy = blur(torch.cat([x, y, x * x, y * y, x * y])).split(1)
+        products = torch.cat([x, y, x * x, y * y, x * y])
+        blurred = gaussian_blur(products, _SSIM_SIZE // 2, _SSIM_SIGMA)
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = blurred.split(1)
         variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
         covariance = mean_xy - mean_x * mean_y
         c1, c2 = _SSIM_K1**2, _SSIM_K2**2

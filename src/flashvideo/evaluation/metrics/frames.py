@@ -24,6 +24,21 @@ def each_frame(function: Callable[..., torch.Tensor], *clips: torch.Tensor) -> t
     return values.reshape((*leading, *values.shape[1:]))
 
 
+def gaussian_blur(maps: torch.Tensor, radius: int, sigma: float) -> torch.Tensor:
+    """Blurs ``(..., H, W)`` with a Gaussian of 2 radius + 1 pixels, to ``(..., H - 2 radius, W - 2 radius)``."""
+    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    line = torch.exp(-offsets.square() / (2 * sigma**2))
+    weights = (line / line.sum()).tolist()
+    # On a CPU, sums of shifted maps are faster than a convolution of a single channel.
+    for dim in (-2, -1):
+        length = maps.shape[dim] - 2 * radius
+        total = maps.narrow(dim, 0, length) * weights[0]
+        for shift in range(1, 2 * radius + 1):
+            total.add_(maps.narrow(dim, shift, length), alpha=weights[shift])
+        maps = total
+    return maps
+
+
 def check_frames(name: str, frames: torch.Tensor, *, clip: bool = False) -> torch.Tensor:
     """Checks frames, and widens half precision."""
     expected, num_dims = ("(..., F, 3, H, W)", 4) if clip else ("(..., 3, H, W)", 3)

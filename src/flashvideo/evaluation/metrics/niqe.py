@@ -13,6 +13,7 @@ Shapes: n blocks, p pixels of a block.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,13 +23,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashvideo.evaluation.metrics.frames import LEVELS, check_frames, check_size, each_frame, luma
+from flashvideo.evaluation.metrics.frames import (
+    LEVELS,
+    check_frames,
+    check_size,
+    each_frame,
+    gaussian_blur,
+    luma,
+)
 
 BLOCK = 96
 """Side of a block at full size, in pixels."""
 
 PRISTINE_PATH = Path(__file__).parents[2] / "assets" / "niqe.npz"
 
+_PUBLISHED_NAMES = ("mu_pris_param", "cov_pris_param")
 _RADIUS, _SIGMA = 3, 7 / 6
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _SHAPES = torch.arange(
@@ -53,7 +62,8 @@ class Pristine:
 
         Args:
             path: The archive; by default the one that `scripts/fit_niqe` made of eight free photographs. To compare
-                with figures of others it takes their parameters, of which some packages have a copy.
+                with figures of others it takes their parameters, of which some packages have a copy, with the arrays
+                `mu_pris_param` and `cov_pris_param`.
 
         Returns:
             The model.
@@ -62,14 +72,15 @@ class Pristine:
             ValueError: If it holds no such arrays.
         """
         with np.load(path, allow_pickle=False) as arrays:
+            names = _PUBLISHED_NAMES if "mu_pris_param" in arrays.files else ("mean", "covariance")
             shapes = {name: arrays[name].shape for name in arrays.files}
-            if shapes.get("mean") != (36,) or shapes.get("covariance") != (36, 36):
+            if math.prod(shapes.get(names[0], ())) != 36 or shapes.get(names[1]) != (36, 36):
                 raise ValueError(
                     f"{path} must hold mean (36,) and covariance (36, 36), got {shapes or 'nothing'}; "
                     "make it with scripts/fit_niqe"
                 )
-            mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mean", "covariance"))
-        return cls(mean=mean, covariance=covariance)
+            mean, covariance = (torch.from_numpy(arrays[name]).double() for name in names)
+        return cls(mean=mean.flatten(), covariance=covariance)
 
     @classmethod
     def fit(cls, photographs: list[Tensor]) -> Pristine:
@@ -173,12 +184,9 @@ def _halve(levels: Tensor) -> Tensor:
 
 def _normalise(levels: Tensor) -> tuple[Tensor, Tensor]:
     """Luma (1, 1, H, W) without local mean and contrast, and the local deviation."""
-    offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=levels.dtype)
-    line = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
 
     def blur(values: Tensor) -> Tensor:
-        return F.conv2d(F.pad(values, (_RADIUS,) * 4, mode="replicate"), kernel)
+        return gaussian_blur(F.pad(values, (_RADIUS,) * 4, mode="replicate"), _RADIUS, _SIGMA)
 
     mean = blur(levels)
     sigma = (blur(levels.square()) - mean.square()).abs().sqrt()

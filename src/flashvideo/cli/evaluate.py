@@ -1,0 +1,173 @@
+"""`flashvideo evaluate`: score folders of videos, of any systems, and compare them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashvideo.cli import arguments as shared
+from flashvideo.cli.arguments import UsageError
+from flashvideo.cli.files import check_folder
+from flashvideo.cli.messages import progress_is_shown
+from flashvideo.cli.results import Phases, Result
+
+if TYPE_CHECKING:
+    from flashvideo.evaluation.measures import Measure
+    from flashvideo.evaluation.scoring import System
+
+QUOTED_TABLES = ("enhancers", "vbench_long")
+NUM_PLAYERS = 6
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score folders of videos and compare them",
+        description="Score videos of any systems, a folder each, with the same measures, and compare them with the "
+        "first. Videos are video files, pictures, or folders of pictures; the same name means the same video in every "
+        "folder. Finished videos are kept: the same command continues. For VBench see `flashvideo evaluate vbench "
+        "--help`.",
+    )
+    parser.add_argument(
+        "systems",
+        nargs="+",
+        metavar="[NAME=]FOLDER",
+        help="videos of one system, made with one setting; called by the folder's name unless given another",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for report.html, report.md, report.json and the scores of each video",
+    )
+    parser.add_argument(
+        "--references", type=Path, metavar="DIR", help="the truth of each video, of the same size and length"
+    )
+    parser.add_argument(
+        "--inputs", type=Path, metavar="DIR", help="what each video was made from, such as its preview"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompt of each video: CSV or JSON Lines with name and prompt, or JSON of prompts by name (default: what "
+        "the videos say themselves)",
+    )
+    parser.add_argument(
+        "--niqe-parameters",
+        type=Path,
+        metavar="FILE",
+        help="NumPy archive with the model of pristine photographs (default: the package's own)",
+    )
+    parser.add_argument(
+        "--quoted",
+        action="append",
+        default=[],
+        choices=QUOTED_TABLES,
+        help="show published figures beside, marked as quoted; may be repeated",
+    )
+    parser.add_argument(
+        "--players",
+        type=shared.whole_number(least=0),
+        default=NUM_PLAYERS,
+        metavar="N",
+        help="so many videos are put into report.html, side by side (default: %(default)s)",
+    )
+    shared.add_device(parser)
+    shared.add_progress(parser)
+    shared.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    """Scores the videos and writes the report.
+
+    Raises:
+        UsageError: If two systems have one name.
+        ValueError: If a video or what belongs to it is missing or does not fit.
+    """
+    from flashvideo.cli.model import use_threads
+
+    check_folder(arguments.output)
+    with use_threads(arguments.threads):
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> Result:
+    from flashvideo.evaluation.folders import read_prompts
+    from flashvideo.evaluation.paper import quoted_rows
+    from flashvideo.evaluation.records import write_json, write_text
+    from flashvideo.evaluation.report import as_markdown, build_report
+    from flashvideo.evaluation.report_html import as_html
+    from flashvideo.evaluation.scoring import Known, score_systems
+
+    phases, output = Phases(), arguments.output
+    systems = read_systems(arguments.systems)
+    known = Known.read(
+        systems,
+        references=arguments.references,
+        sources=arguments.inputs,
+        prompts=None if arguments.prompts is None else read_prompts(arguments.prompts),
+    )
+    measures = choose_measures(arguments)
+    output.mkdir(parents=True, exist_ok=True)
+    with phases("score"):
+        scores = score_systems(
+            systems,
+            known,
+            measures,
+            output / "scores.jsonl",
+            progress=progress_is_shown(arguments.progress),
+        )
+    with phases("report"):
+        quoted = [row for table in arguments.quoted for row in quoted_rows(table)]
+        report = build_report(systems, scores, measures, quoted)
+        write_json(output / "report.json", report)
+        write_text(output / "report.md", as_markdown(report))
+        write_text(
+            output / "report.html",
+            as_html(report, systems, scores, known, num_players=arguments.players),
+        )
+    text = f"{as_markdown(report)}\nwrote {output / 'report.html'}, report.md and report.json beside it"
+    data = {"output": str(output), "report": report, "seconds": phases.as_data()}
+    return Result(data=data, text=f"{text}\n{phases.as_text()}")
+
+
+def read_systems(words: list[str]) -> list[System]:
+    """Finds the videos of each `[NAME=]FOLDER`.
+
+    Raises:
+        UsageError: If two have one name.
+        ValueError: If one is no folder of videos of one setting.
+    """
+    from flashvideo.evaluation.scoring import System
+
+    systems = []
+    for word in words:
+        name, equals, folder = word.partition("=")
+        given = bool(equals) and not Path(word).exists()
+        systems.append(System.read(Path(folder if given else word), name if given else None))
+    labels = [system.label for system in systems]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"systems must have different names, got {', '.join(labels)}; write NAME=FOLDER")
+    return systems
+
+
+def choose_measures(arguments: argparse.Namespace) -> list[Measure]:
+    """Returns the measures that were asked for.
+
+    Raises:
+        ValueError: If parameters of one cannot be read.
+    """
+    from flashvideo.evaluation.measures import MEASURES, niqe_measure
+    from flashvideo.evaluation.metrics import Pristine
+
+    measures = list(MEASURES)
+    if (path := arguments.niqe_parameters) is not None:
+        own = niqe_measure(Pristine.read(path), variant=f"parameters {path.name}")
+        measures = [own if measure.name == own.name else measure for measure in measures]
+    return measures

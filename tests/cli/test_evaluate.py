@@ -1,0 +1,80 @@
+"""`flashvideo evaluate FOLDER...`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flashvideo.evaluation.metrics.niqe import PRISTINE_PATH
+from flashvideo.video import write_video
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two systems' folders with two videos each, and the truth."""
+    generator = torch.Generator().manual_seed(0)
+    for index in range(2):
+        truth = torch.rand(3, 3, 32, 48, generator=generator) * 2 - 1
+        for name, clip in {"truth": truth, "near": truth * 0.9, "far": truth * 0.1}.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_video(tmp_path / name / f"{index}.mp4", clip, frame_rate=8)
+    return tmp_path
+
+
+def test_two_folders_become_a_report(call, rows):
+    words = ("evaluate", rows / "near", f"remote={rows / 'far'}", "--references", rows / "truth")
+    outcome = call(*words, "-o", rows / "report")
+    assert outcome.code == 0, outcome.err
+    assert "near (2) | remote (2)" in outcome.out
+    assert "## remote against near" in outcome.out
+    report = json.loads((rows / "report" / "report.json").read_text())
+    assert report["comparisons"][0]["figures"]["psnr"]["verdict"] == "worse"
+    assert (rows / "report" / "report.md").read_text() in outcome.out
+    assert "<video" in (rows / "report" / "report.html").read_text()
+    assert len((rows / "report" / "scores.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_report_is_json_too(call, rows):
+    outcome = call("evaluate", rows / "near", "-o", rows / "report", "--players", "0", "--json")
+    values = json.loads(outcome.out)
+    assert values["exit_code"] == 0
+    assert values["report"]["systems"][0]["label"] == "near"
+
+
+def test_quoted_rows_stand_beside_and_are_marked(call, rows):
+    words = ("evaluate", rows / "near", "-o", rows / "report", "--players", "0")
+    assert "RealBasicVSR (quoted)" in call(*words, "--quoted", "enhancers").out
+
+
+def test_niqe_takes_other_parameters_and_says_so(call, rows, tmp_path):
+    with np.load(PRISTINE_PATH) as own:
+        published = {"mu_pris_param": own["mean"][None] + 1, "cov_pris_param": own["covariance"]}
+    np.savez(tmp_path / "published.npz", **published)
+    write_video(rows / "near" / "0.mp4", torch.rand(1, 3, 192, 192) * 2 - 1, frame_rate=8)
+    words = ("evaluate", rows / "near", "-o", rows / "report", "--players", "0", "--json")
+    results = [
+        json.loads(call(*words, *more).out)["report"]
+        for more in ((), ("--niqe-parameters", tmp_path / "published.npz"))
+    ]
+    assert results[1]["measures"]["niqe"]["variant"] == "parameters published.npz"
+    one, other = (result["systems"][0]["figures"]["niqe"]["mean"] for result in results)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("missing",), "missing does not exist, expected a folder of videos"),
+        (("near", "--references", "missing"), "missing does not exist, expected a folder of videos"),
+        (("near", "--prompts", "missing.csv"), "missing.csv: No such file or directory"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(call, refusal, rows, monkeypatch, words, sentence):
+    monkeypatch.chdir(rows)
+    assert sentence in refusal(call, "evaluate", *words, "-o", "report")
+
+
+def test_two_systems_of_one_name_are_wrong_usage(call, refusal, rows):
+    sentence = refusal(call, "evaluate", rows / "near", rows / "near", "-o", rows / "report", code=2)
+    assert "systems must have different names, got near, near; write NAME=FOLDER" in sentence
