@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
 import platform
-import sys
 from typing import Any
 
 from flashvideo import __version__
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.results import Result
+from flashvideo.evaluation.machine import describe_processor, package_version
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow")
 _OPTIONAL_PACKAGES = ("peft",)  # for loading LoRA adapters
@@ -58,47 +56,6 @@ def run(arguments: argparse.Namespace) -> Result:
             )
     data["problems"] = problems
     return Result(data=data, text=as_text(data), exit_code=1 if problems else 0)
-
-
-def package_version(name: str) -> str | None:
-    """Returns the version of an installed package, None if there is none."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def describe_processor() -> dict[str, Any]:
-    """Returns the processor's cores, the threads that torch will use, and memory in GiB."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return {
-        "name": processor_name(),
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "features": torch.backends.cpu.get_cpu_capability(),
-        "memory_gib": memory_gib("SC_PHYS_PAGES"),
-        "free_memory_gib": memory_gib("SC_AVPHYS_PAGES"),
-    }
-
-
-def processor_name() -> str:
-    """Returns the processor's name as the system gives it."""
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
-def memory_gib(pages: str) -> float | None:
-    """Returns an amount of memory in GiB by its name in `os.sysconf`, None where the system does not tell."""
-    try:
-        return round(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") / _GIB, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def describe_devices() -> dict[str, dict[str, Any]]:

@@ -154,11 +154,11 @@ def vae_decode_flops(
 ) -> int:
     """Operations of decoding to F frames of H x W pixels, whole, with diffusers' own modules: neither tiles nor strips.
 
-    The levels of `vae_encode_flops` in reverse, each with one layer more, and in each layer two norms that are modulated
-    by the c latent channels, enlarged to the layer's size: `4 n_i c C_i` for a norm of C_i channels (gain and
-    offset). Where F makes an even number of latent frames, `flashvideo.vae.decode_latents` repeats the last one, and that
-    is counted too. Work by strips (`flashvideo.vae.layers`) computes the modulation before it is enlarged, and frames
-    that are doubled once: less than this.
+    The levels of `vae_encode_flops` in reverse, each with one residual block more, and with norms whose gain and offset
+    come from the c latent channels, enlarged to the layer's size: `4 n_i c C_i` operations for a norm of C_i channels.
+    Where F makes an even number of latent frames, `flashvideo.vae.decode_latents` repeats the last one, and that is
+    counted too. Work by strips (`flashvideo.vae.layers`) takes fewer: there gain and offset come before the
+    enlargement, and frames that are doubled in time are convolved once.
 
     Args:
         config: The VAE's, complete.

@@ -20,8 +20,7 @@ from flashvideo.models.transformer import FlashVideoTransformer3DModel
 COGVIDEOX_CLASS = "CogVideoXTransformer3DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# Config keys of diffusers' class that are ours too, by the same name.
-_SHARED = (
+SHARED_CONFIG_KEYS = (
     "num_attention_heads",
     "attention_head_dim",
     "in_channels",
@@ -44,6 +43,8 @@ _SHARED = (
     "spatial_interpolation_scale",
     "temporal_interpolation_scale",
 )
+"""Config keys of diffusers' class that are ours too, by the same name."""
+
 # The size that a model was trained at: what it is, not what it computes.
 _SIZES = ("sample_width", "sample_height", "sample_frames", "temporal_compression_ratio")
 # Defaults of diffusers' class where they differ from ours, and the one epsilon that it uses for all layer norms.
@@ -99,11 +100,11 @@ def cogvideox_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"this CogVideoX transformer has {what}, {name}={config[name]!r}, which is not supported; "
                 "use CogVideoX-2b or CogVideoX-5b"
             )
-    known = {*_SHARED, *_SIZES, *_UNSUPPORTED}
+    known = {*SHARED_CONFIG_KEYS, *_SIZES, *_UNSUPPORTED}
     unknown = sorted(name for name in config if name not in known and not name.startswith("_"))
     if unknown:
         raise ValueError(f"the config of a CogVideoX transformer has unknown keys: {', '.join(unknown)}")
-    ours = _DEFAULTS | {name: config[name] for name in _SHARED if name in config}
+    ours = _DEFAULTS | {name: config[name] for name in SHARED_CONFIG_KEYS if name in config}
     channels = ours.get("in_channels"), ours.get("out_channels")
     if channels[0] != channels[1]:
         raise ValueError(
