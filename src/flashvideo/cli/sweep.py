@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 from flashvideo import __version__
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.arguments import UsageError
-from flashvideo.cli.doctor import processor_name
 from flashvideo.cli.files import check_folder
 from flashvideo.cli.messages import StepProgress, progress_is_shown
 from flashvideo.cli.metadata import dtype_name
@@ -236,13 +235,14 @@ def read_items(arguments: argparse.Namespace) -> list[Item]:
     Raises:
         ValueError: In one sentence, what is wrong with a file or folder.
     """
-    from flashvideo.evaluation.sweep_items import input_items, prompt_items, read_prompts, scene_items
+    from flashvideo.evaluation.folders import read_prompts
+    from flashvideo.evaluation.sweep_items import input_items, prompt_items, scene_items
 
     if arguments.scenes is not None:
         return scene_items(arguments.scenes, preview_only=arguments.preview_only)
     if arguments.inputs is None:
         return prompt_items(arguments.prompts)
-    prompts = [] if arguments.prompts is None else read_prompts(arguments.prompts)
+    prompts = None if arguments.prompts is None else read_prompts(arguments.prompts)
     items = input_items(arguments.inputs, references=arguments.references, prompts=prompts)
     if arguments.detail_guidance is not None:
         bare = [item.name for item in items if item.prompt is None]
@@ -335,10 +335,12 @@ def describe_conditions(
     """Returns what must be the same of all runs in a folder."""
     import torch
 
+    from flashvideo.evaluation.machine import describe_machine
     from flashvideo.evaluation.sweep_files import Conditions, model_fingerprint
 
-    device, folder = pipeline.execution_device, getattr(pipeline.config, "_name_or_path", None)
-    on_cuda = device.type == "cuda"
+    folder = getattr(pipeline.config, "_name_or_path", None)
+    machine = describe_machine(str(pipeline.execution_device))
+    processor, accelerator = machine["processor"], machine["accelerator"]
     return Conditions(
         model={
             "name": model_label(arguments.model),
@@ -347,9 +349,8 @@ def describe_conditions(
         },
         measurement=sweep.about(),
         machine={
-            "device": torch.cuda.get_device_name(device) if on_cuda else device.type,
-            "processor": processor_name(),
-            "threads": torch.get_num_threads(),
+            "device": pipeline.execution_device.type if accelerator is None else accelerator["name"],
+            **{f"processor {name}": processor[name] for name in ("name", "cores", "threads")},
             "torch": torch.__version__,
             "dtype": dtype_name(pipeline),
             "weights": pipeline.weights,

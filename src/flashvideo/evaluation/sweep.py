@@ -48,7 +48,7 @@ from flashvideo.pipelines.inputs import or_default
 from flashvideo.pipelines.settings import EnhanceSettings
 from flashvideo.pipelines.sizes import named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.video import generation_metadata, probe_video, write_video
+from flashvideo.video import generation_metadata, write_video
 
 Progress = Callable[[int], None]
 """Called with the number of runs that are done."""
@@ -102,7 +102,7 @@ class Sweep:
             "preview_only": self.preview_only,
             "num_frames": self.num_frames,
             "consistency": self.consistency,
-            "measures": [measure.name for measure in self.measures],
+            "measures": [f"{measure.name} {measure.variant}".strip() for measure in self.measures],
         }
 
 
@@ -324,7 +324,7 @@ def keep_video(
     """Writes a result with what made it in its metadata."""
     rate = Fraction(pipeline.preset.stage1.frame_rate).limit_denominator(1001)
     if item.video is not None:
-        rate = probe_video(item.video).frame_rate
+        rate = item.video.frame_rate
     note = generation_metadata(model=model, version=__version__, seed=seed, prompt=item.prompt, **made.about)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, made.frames, frame_rate=rate, metadata=note)

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from flashvideo.evaluation.grid import Setting
 from flashvideo.evaluation.records import append_record, read_records, write_json
-from flashvideo.evaluation.sweep_items import file_digest
 
 FORMAT = 1
 ABOUT, RUNS = "sweep.json", "runs.jsonl"
@@ -193,7 +192,9 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in WEIGHT_SUFFIXES and path.is_file():
-            digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

@@ -6,10 +6,9 @@ Shapes: F frames of H x W pixels in [-1, 1]; h x w of what goes into Stage II.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +18,11 @@ from torch import Tensor
 
 from flashvideo.data.captions import full_caption
 from flashvideo.data.shapes_world import Scene, render, sample_scene
+from flashvideo.evaluation.folders import VideoFile, find_videos, match
 from flashvideo.evaluation.suite import FIRST_SEED, held_out_scene
 from flashvideo.pipelines.sizes import crop_offset
-from flashvideo.video import read_video
 
 Kind = Literal["scenes", "prompts", "inputs"]
-
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-"""Files of a folder that are taken as videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +38,19 @@ class Item:
     scene: Scene | None = None
     """The scene, of which small and full size are rendered."""
 
-    video: Path | None = None
+    video: VideoFile | None = None
     """What goes into Stage II."""
 
-    reference: Path | None = None
+    reference: VideoFile | None = None
     """What should come out of it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what tells this item from another of the same name; of files their contents."""
         about: dict[str, Any] = {"name": self.name, "prompt": self.prompt}
-        for name, path in (("video", self.video), ("reference", self.reference)):
-            if path is not None:
-                about[name] = {"file": path.name, "sha256": file_digest(path)}
+        for name, file in (("video", self.video), ("reference", self.reference)):
+            if file is not None:
+                about[name] = file.digest()
         return about
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def scene_items(count: int, *, preview_only: bool = False) -> list[Item]:
@@ -79,83 +69,51 @@ def scene_items(count: int, *, preview_only: bool = False) -> list[Item]:
 
 
 def prompt_items(path: Path) -> list[Item]:
-    """Reads prompts, see `read_prompts`; those without a name are numbered.
+    """Reads prompts: text with one in a line, or CSV or JSON Lines with `prompt` and perhaps `name`.
 
-    Raises:
-        ValueError: In one sentence, what is wrong with the file.
-    """
-    rows = read_prompts(path)
-    return [Item(name=name or f"prompt_{i:04}", prompt=prompt) for i, (name, prompt) in enumerate(rows, 1)]
-
-
-def input_items(
-    folder: Path, *, references: Path | None = None, prompts: Sequence[tuple[str | None, str]] = ()
-) -> list[Item]:
-    """Lists the videos of a folder.
-
-    Args:
-        folder: The folder, itself and not those in it.
-        references: Folder with a video of the same name, the suffix aside, for each of them.
-        prompts: From `read_prompts`, with the name of a video each.
-
-    Raises:
-        ValueError: If there are no videos, a reference is missing, or a prompt belongs to none of them.
-    """
-    videos = list_videos(folder)
-    true = {} if references is None else list_videos(references)
-    if references is not None and (missing := sorted(set(videos) - set(true))):
-        raise ValueError(f"{references} has no video named {missing[0]}, which {folder} has; add it")
-    named: dict[str, str] = {}
-    for name, prompt in prompts:
-        if name is None:
-            raise ValueError(
-                f"prompts for the videos of {folder} need a name each, and the prompt {prompt!r} has none; "
-                "write a csv or jsonl file with the columns name and prompt"
-            )
-        stem = Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
-        if stem not in videos:
-            raise ValueError(
-                f"{folder} has no video named {name}, for which there is a prompt; check the name"
-            )
-        named[stem] = prompt
-    return [
-        Item(name=name, prompt=named.get(name), video=path, reference=true.get(name))
-        for name, path in videos.items()
-    ]
-
-
-def list_videos(folder: Path) -> dict[str, Path]:
-    """Returns the videos of a folder by their names without the suffix, in order.
-
-    Raises:
-        ValueError: If it is no folder, there are none, or two differ in the suffix only.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} must be a folder of videos, and is none; check the name")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
-            continue
-        if path.stem in found:
-            raise ValueError(
-                f"{folder} has two videos named {path.stem}, {found[path.stem].name} and {path.name}; "
-                "rename one of them"
-            )
-        found[path.stem] = path
-    if not found:
-        raise ValueError(f"{folder} has no videos ({', '.join(VIDEO_SUFFIXES)}); name another folder")
-    return found
-
-
-def read_prompts(path: Path) -> list[tuple[str | None, str]]:
-    """Reads a file of prompts: text with one in a line, or csv or jsonl with `prompt` and perhaps `name`.
-
-    Returns:
-        Names, where there are any, and prompts. Empty lines of text are left out.
+    Empty lines of text are left out; prompts without a name are numbered.
 
     Raises:
         ValueError: If it is none of these, a prompt is missing or empty, or a name is there twice.
     """
+    found: dict[str, Item] = {}
+    for number, row in enumerate(_read_rows(path), 1):
+        prompt = row.get("prompt") if isinstance(row, Mapping) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{path} has no prompt in its row {number}; every row needs one, named prompt")
+        name = str(row.get("name") or f"prompt_{number:04}")
+        if name in found:
+            raise ValueError(f"{path} has the name {name!r} twice; give each row its own")
+        found[name] = Item(name=name, prompt=prompt.strip())
+    if not found:
+        raise ValueError(f"{path} has no prompts; write one in a line")
+    return list(found.values())
+
+
+def input_items(
+    folder: Path, *, references: Path | None = None, prompts: Mapping[str, str] | None = None
+) -> list[Item]:
+    """Lists the videos of a folder.
+
+    Args:
+        folder: The folder, see `flashvideo.evaluation.folders`.
+        references: Folder with a video of the same name for each of them.
+        prompts: Prompts by names of videos.
+
+    Raises:
+        ValueError: If there are no videos, a reference is missing, or a prompt belongs to none of them.
+    """
+    videos, named = find_videos(folder), prompts or {}
+    if strange := sorted(set(named) - set(videos)):
+        raise ValueError(f"{folder} has no video {strange[0]!r}, for which there is a prompt; check the name")
+    true = {} if references is None else match(list(videos), references, what="reference")
+    return [
+        Item(name=name, prompt=named.get(name), video=video, reference=true.get(name))
+        for name, video in videos.items()
+    ]
+
+
+def _read_rows(path: Path) -> list[Any]:
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".csv", ".jsonl"):
         raise ValueError(f"{path} must be a .txt, .csv or .jsonl file of prompts; rename or convert it")
@@ -164,30 +122,14 @@ def read_prompts(path: Path) -> list[tuple[str | None, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if suffix == ".txt":
-            return _checked(path, [{"prompt": line.strip()} for line in text.splitlines() if line.strip()])
+            return [{"prompt": line} for line in text.splitlines() if line.strip()]
         if suffix == ".csv":
-            return _checked(path, list(csv.DictReader(io.StringIO(text, newline=""))))
-        return _checked(path, [json.loads(line) for line in text.splitlines() if line.strip()])
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as such") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a line that is not JSON ({error}); mend it") from None
-
-
-def _checked(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, str]]:
-    if not rows:
-        raise ValueError(f"{path} has no prompts; write one in a line")
-    found: list[tuple[str | None, str]] = []
-    for number, row in enumerate(rows, 1):
-        prompt = row.get("prompt") if isinstance(row, Mapping) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{path} has no prompt in its row {number}; every row needs one, named prompt")
-        name = row.get("name")
-        found.append((str(name) if name else None, prompt.strip()))
-    names = [name for name, _ in found if name is not None]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path} has the name {repeated[0]!r} twice; give each row its own")
-    return found
 
 
 def render_pair(
@@ -214,14 +156,3 @@ def render_pair(
     crop = (*crop_offset(enlarged, final), *final)
     truth = render(scene, height=enlarged[0], width=enlarged[1], num_frames=num_frames, crop=crop)
     return low, torch.from_numpy(truth)
-
-
-def read_input(item: Item) -> tuple[Tensor, Tensor | None]:
-    """Reads the video of an item (F, 3, h, w), and its reference (F, 3, H, W) if it has one.
-
-    Raises:
-        VideoError: If one cannot be read.
-    """
-    assert item.video is not None
-    reference = None if item.reference is None else read_video(item.reference).frames
-    return read_video(item.video).frames, reference

@@ -17,10 +17,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from flashvideo.evaluation.folders import VideoFile, read_picture
 from flashvideo.evaluation.grid import Setting
 from flashvideo.evaluation.phases import peak_bytes, reset_peak
 from flashvideo.evaluation.records import write_json
-from flashvideo.evaluation.sweep_items import Item, read_input, render_pair
+from flashvideo.evaluation.sweep_items import Item, render_pair
 from flashvideo.pipelines.preview import PREVIEW_SUFFIX, PreviewState, load_preview, save_preview
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset, named_size
@@ -208,7 +209,9 @@ def start_from_video(pipeline: FlashVideoPipeline, item: Item, size: str) -> Sta
     Raises:
         ValueError: If the reference is not of the size that comes out, or has another number of frames.
     """
-    pixels, reference = read_input(item)
+    assert item.video is not None
+    pixels = item.video.read()
+    reference = None if item.reference is None else item.reference.read()
     final = result_size(pipeline, size, (pixels.shape[-2], pixels.shape[-1]))
     if reference is not None:
         _check_reference(item, size, (len(pixels), *final), (len(reference), *reference.shape[-2:]))
@@ -225,13 +228,19 @@ def check_videos(pipeline: FlashVideoPipeline, items: Iterable[Item], sizes: Ite
     for item in items:
         if item.video is None:
             continue
-        video = probe_video(item.video)
-        true = None if item.reference is None else probe_video(item.reference)
+        num_frames, *given = _declared(item.video)
         for size in sizes:
-            final = result_size(pipeline, size, (video.height, video.width))
-            if true is not None:
-                found = true.num_frames, true.height, true.width
-                _check_reference(item, size, (video.num_frames, *final), found)
+            final = result_size(pipeline, size, (given[0], given[1]))
+            if item.reference is not None:
+                _check_reference(item, size, (num_frames, *final), _declared(item.reference))
+
+
+def _declared(file: VideoFile) -> tuple[int, int, int]:
+    """Frames, height and width, of a video without decoding it."""
+    if file.is_video:
+        info = probe_video(file.paths[0])
+        return info.num_frames, info.height, info.width
+    return (len(file.paths), *read_picture(file.paths[0]).shape[-2:])
 
 
 def _check_reference(
@@ -239,9 +248,10 @@ def _check_reference(
 ) -> None:
     """Frames, height and width of a result, and of its reference."""
     if found != expected:
+        assert item.reference is not None
         raise ValueError(
-            f"{item.reference} must have {expected[0]} frames of {expected[2]}x{expected[1]}, as the result of "
-            f"{item.name} at size {size}, got {found[0]} of {found[2]}x{found[1]}; give another size or leave out "
+            f"{item.reference.paths[0]} must have {expected[0]} frames of {expected[2]}x{expected[1]}, as the result "
+            f"of {item.name} at size {size}, got {found[0]} of {found[2]}x{found[1]}; give another size or leave out "
             "the references"
         )
 

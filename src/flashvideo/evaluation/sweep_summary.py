@@ -16,6 +16,7 @@ from typing import Any
 from flashvideo.evaluation.grid import AXES, Axis, Setting, varying_axes
 from flashvideo.evaluation.measures import Better, Measure
 from flashvideo.evaluation.records import write_json, write_text
+from flashvideo.evaluation.report import estimate_text, table, title
 from flashvideo.evaluation.summary import Estimate, estimate
 from flashvideo.evaluation.sweep_files import Run
 
@@ -173,8 +174,8 @@ def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
         [*name, str(one.count), *(_cost_text(one, kind) for kind in costs)]
         for name, one in zip(names, found, strict=True)
     ]
-    lines += ["## Cost", "", *_table([*first, "runs", *(kind.heading for kind in costs)], rows), ""]
-    for need, title in GROUPS.items():
+    lines += ["## Cost", "", *table([*first, "runs", *(kind.heading for kind in costs)], rows), ""]
+    for need, heading in GROUPS.items():
         group = [measure for measure in shown if measure.needs == need]
         if not group:
             continue
@@ -182,10 +183,15 @@ def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
             [*name, *(_cell(one, measure, star=i in stars.get(measure.name, ())) for measure in group)]
             for i, (name, one) in enumerate(zip(names, found, strict=True))
         ]
-        lines += [f"## {title}", "", *_table([*first, *map(_heading, group)], rows), ""]
+        lines += [
+            f"## {heading}",
+            "",
+            *table([*first, *map(_heading, group)], rows),
+            "",
+        ]
     lines += [
-        "Means with 95 % intervals: Wilson's of shares, the bootstrap's otherwise. Costs are means, of memory the "
-        "most; loading and scoring do not count. * is on the Pareto front over operations: nothing cheaper is as good.",
+        "Means with 95 % intervals: Wilson's of shares, in percent, the bootstrap's otherwise. Costs are means, of "
+        "memory the most; loading and scoring do not count. * is on the Pareto front over operations: nothing cheaper is as good.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -233,9 +239,7 @@ def _axis_order(setting: Setting, axis: Axis) -> tuple[float, str]:
 
 
 def _heading(measure: Measure) -> str:
-    unit = f", {measure.unit}" if measure.unit else ""
-    arrow = {"higher": " ↑", "lower": " ↓", "one": " → 1", "neither": ""}[measure.better]
-    return f"{measure.label}{unit}{arrow}"
+    return title({**vars(measure), "unit": "%" if measure.is_share else measure.unit})
 
 
 def _cost_text(one: Outcome, kind: CostKind) -> str:
@@ -247,10 +251,4 @@ def _cell(one: Outcome, measure: Measure, *, star: bool) -> str:
     if found is None:
         return "-"
     count = "" if found.count == one.count else f" ({found.count})"
-    interval = "" if found.low == found.high else f" [{found.low:.4g}, {found.high:.4g}]"
-    return f"{found.mean:.4g}{interval}{count}{'*' if star else ''}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    return f"{estimate_text(vars(found), vars(measure))}{count}{'*' if star else ''}"
