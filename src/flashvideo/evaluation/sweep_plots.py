@@ -87,9 +87,9 @@ def plot_axis(
     axis: Axis, lines: Sequence[tuple[str, Sequence[Outcome]]], measures: Sequence[Measure], path: Path
 ) -> None:
     """Draws measures over one axis."""
-    from matplotlib import colormaps
-
     figure, plots = new_axes(len(measures), width=3.6, height=2.9, layout="constrained")
+    from matplotlib import colormaps  # after `new_axes`, which says what to install
+
     values = list(dict.fromkeys(one.setting.value(axis) for _, members in lines for one in members))
     positions = _positions(values)
     for plot, measure in zip(plots, measures, strict=True):

@@ -191,7 +191,8 @@ def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
         ]
     lines += [
         "Means with 95 % intervals: Wilson's of shares, in percent, the bootstrap's otherwise. Costs are means, of "
-        "memory the most; loading and scoring do not count. * is on the Pareto front over operations: nothing cheaper is as good.",
+        "memory the most; loading and scoring do not count. * is on the Pareto front over operations: nothing cheaper "
+        "is as good.",
     ]
     return "\n".join(lines) + "\n"
 
