@@ -6,7 +6,8 @@ import torch
 from flashvideo.data.captions import full_caption
 from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_ratio
 from flashvideo.evaluation.readers import agreement, read_clip
-from flashvideo.evaluation.suite import held_out_scene, upscale
+from flashvideo.evaluation.suite import held_out_scene
+from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.vae import decode_latents, encode_pixels
@@ -61,7 +62,7 @@ def test_stage_2_adds_detail_to_a_part_of_a_preview_and_keeps_its_content(nano, 
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
         ).frames[0]
-        assert gradient_energy_ratio(frames.float(), upscale(clip, 192, 256, "bicubic")).item() > 1.1
+        assert gradient_energy_ratio(frames.float(), upscale_clip(clip, 192, 256, "bicubic")).item() > 1.1
         assert downsampled_psnr(frames.float(), clip).mean().item() > least
 
 

@@ -70,6 +70,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     settings = parser.add_argument_group("settings")
     shared.add_seed(settings)
+    add_sampling(settings)
+    settings.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="has no effect on these models, which are guided against no text; it is answered with a warning",
+    )
+    add_stage1_parts(parser)
+    shared.add_model_options(parser)
+    shared.add_text_cache(parser)
+    shared.add_prompt_metadata(parser)
+    shared.add_progress(parser)
+    shared.add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def add_sampling(settings: argparse._ActionsContainer) -> None:
+    """Adds how a video is made of a prompt: size, length, steps and guidance of both stages."""
     settings.add_argument(
         "--size",
         type=shared.size,
@@ -111,11 +128,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shared.add_consistency(settings)
     shared.add_reference_rounding(settings)
     shared.add_motion_prefix(settings)
-    settings.add_argument(
-        "--negative-prompt",
-        metavar="TEXT",
-        help="has no effect on these models, which are guided against no text; it is answered with a warning",
-    )
+
+
+def add_stage1_parts(parser: argparse.ArgumentParser) -> None:
+    """Adds `--stage1` and `--lora`."""
     parts = parser.add_argument_group("Stage I")
     parts.add_argument(
         "--stage1",
@@ -131,12 +147,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE[:SCALE]",
         help="a LoRA for CogVideoX to put on Stage I, in safetensors; may be given several times",
     )
-    shared.add_model_options(parser)
-    shared.add_text_cache(parser)
-    shared.add_prompt_metadata(parser)
-    shared.add_progress(parser)
-    shared.add_common(parser)
-    parser.set_defaults(run=run)
 
 
 def own_settings() -> str:

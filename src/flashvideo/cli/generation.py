@@ -88,6 +88,9 @@ class Generation:
     embeds: PromptEmbeds | None
     """Embeddings of the prompt, or of the preview's; None if they are still to be made."""
 
+    is_last: bool = True
+    """Whether nothing else is made with the model, so that its networks may go once they have done their part."""
+
     def make_video(self, preview_path: Path | None) -> Result:
         """Makes and writes the preview, if there is none yet, and the video, if it is wanted."""
         from flashvideo.video import write_video
@@ -107,7 +110,8 @@ class Generation:
             if self.arguments.preview_only:
                 assert preview_path is not None
                 return self.preview_result(data, preview_path, preview, frames)
-            self.pipeline.give_up("stage1_transformer")
+            if self.is_last:
+                self.pipeline.give_up("stage1_transformer")
         output = self.make_detail(source)
         frames = cast("torch.Tensor", output.frames)[0]
         with self.phases("write"):
@@ -256,6 +260,32 @@ class Generation:
             seed=self.seed if shape is not None or preview is None else preview.settings.seed,
             with_prompt=self.arguments.prompt_metadata,
         )
+
+    def expected_metadata(self) -> dict[str, Any]:
+        """Returns what the video of a prompt will say about its making, before it is made."""
+        import torch
+
+        from flashvideo.pipelines.preview import PreviewState
+
+        assert self.prompt is not None
+        assert self.seed is not None
+        pipeline, (height, width) = self.pipeline, self.size or (None, None)
+        shape, final = pipeline.resolve_sizes(
+            None, num_frames=self.arguments.frames, height=height, width=width
+        )
+        settings = pipeline.preview_settings(
+            self.prompt,
+            shape,
+            final=final,
+            seed=self.seed,
+            num_inference_steps=self.arguments.steps,
+            guidance_scale=self.arguments.guidance,
+        )
+        nothing = torch.empty(0)
+        preview = PreviewState(
+            latents=nothing, generator_state=nothing, generator_device="cpu", settings=settings
+        )
+        return self.metadata(preview, (shape[0], 3, *final))
 
     def facts(self, note: dict[str, Any]) -> dict[str, Any]:
         """Returns what `--json` says about a run: what the file says, and the time it took."""

@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_ratio
-from flashvideo.evaluation.suite import Record, clip_psnr, compare, upscale
+from flashvideo.evaluation.suite import Record, clip_psnr, compare
+from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.shapes import vae_factors
@@ -77,7 +78,7 @@ def video_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record, T
     frames = result.frames[0].float()
     record = through_vae(pipeline, clip) | {"fidelity": downsampled_psnr(frames, clip).mean().item()}
     middle = len(clip) // 2
-    return record, torch.stack((upscale(clip, height, width, "bicubic")[middle], frames[middle]))
+    return record, torch.stack((upscale_clip(clip, height, width, "bicubic")[middle], frames[middle]))
 
 
 def still_figures(pipeline: FlashVideoPipeline, still: Tensor) -> tuple[Record, Tensor]:
@@ -96,7 +97,7 @@ def still_figures(pipeline: FlashVideoPipeline, still: Tensor) -> tuple[Record, 
     result: Any = pipeline.stage2(clip[None], generator=generator, output_type="pt")
     outputs = {
         "stage2": result.frames[0][STILL_FRAMES // 2][None].float(),
-        "bicubic": upscale(low, height, width, "bicubic"),
+        "bicubic": upscale_clip(low, height, width, "bicubic"),
     }
     record = through_vae(pipeline, still)
     for name, output in outputs.items():

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flashvideo.data.dead_leaves import render_leaves
-from flashvideo.evaluation.suite import FIRST_SEED, upscale
+from flashvideo.evaluation.suite import FIRST_SEED
+from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.video import contact_sheet, resize_video, save_image
@@ -59,7 +60,7 @@ def leaves_sheet(
         generator = torch.Generator().manual_seed(seed)
         result: Any = pipeline.stage2(low[None], generator=generator, output_type="pt")
         middle = len(truth) // 2
-        clips = upscale(low, *size, "bicubic"), result.frames[0].float(), truth
+        clips = upscale_clip(low, *size, "bicubic"), result.frames[0].float(), truth
         frames += [clip[middle] for clip in clips]
     return resize_video(torch.stack(frames), round(width * size[0] / size[1]), width)
 

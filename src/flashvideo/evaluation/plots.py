@@ -1,4 +1,4 @@
-r"""Plots of what the suite measured and of training curves, as PNG files. Needs matplotlib (the `test` extra).
+r"""Plots of what the suite measured and of training curves, as PNG files. Needs matplotlib (the `evaluate` extra).
 
 python -m flashvideo.evaluation.plots --figures figures.json --curve stage1=runs/nano_stage1_4/curve.csv \
         --output docs/images

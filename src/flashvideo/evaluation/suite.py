@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,6 +40,7 @@ from flashvideo.evaluation.metrics import (
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.evaluation.records import write_json
 from flashvideo.evaluation.summary import summarise
+from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.consistency import back_project, keep_consistent, steady_detail
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
@@ -130,20 +130,6 @@ def readers(_: FlashVideoPipeline, index: int) -> Record:
     }
 
 
-def upscale(clip: Tensor, height: int, width: int, method: str) -> Tensor:
-    """A classical upscaler: "bilinear", "bicubic" or "lanczos"; clip (F, 3, h, w) to (F, 3, height, width)."""
-    if method == "lanczos":
-        planes = [
-            [
-                np.asarray(Image.fromarray(c.numpy()).resize((width, height), Image.Resampling.LANCZOS))
-                for c in frame
-            ]
-            for frame in clip.float()
-        ]
-        return torch.from_numpy(np.array(planes)).clamp(-1, 1)
-    return F.interpolate(clip.float(), size=(height, width), mode=method, align_corners=False).clamp(-1, 1)
-
-
 def compare(result: Tensor, truth: Tensor, edges: Tensor | None = None) -> Record:
     """All with-reference figures of one clip, or still, against its truth; spatial ones on every fourth frame."""
     some, true = result[::4], truth[::4]
@@ -178,7 +164,7 @@ def pairs(pipeline: FlashVideoPipeline, index: int) -> Record:
         low[None], full_caption(scene), generator=_generator(index), output_type="pt"
     )
     outputs = {"stage2": result.frames[0].float()}
-    outputs |= {m: upscale(low, truth.shape[-2], truth.shape[-1], m) for m in ("bicubic", "lanczos")}
+    outputs |= {m: upscale_clip(low, truth.shape[-2], truth.shape[-1], m) for m in ("bicubic", "lanczos")}
     record = {
         f"{name}_{key}": value
         for name, output in outputs.items()
@@ -211,7 +197,7 @@ def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
         "coarse": back_project(raw, given),
         "still": steady_detail(raw, given),
         "both": keep_consistent(raw, given),
-        "bicubic": upscale(low, truth.shape[-2], truth.shape[-1], "bicubic")[None],
+        "bicubic": upscale_clip(low, truth.shape[-2], truth.shape[-1], "bicubic")[None],
     }
     record: Record = {}
     for name, output in outputs.items():

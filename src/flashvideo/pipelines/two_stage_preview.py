@@ -55,21 +55,15 @@ class PreviewSteps(TwoStageModel):
         Returns:
             The preview; without a state if a callback interrupted it, since it is not complete then.
         """
-        defaults, generator = self.preset.stage1, generator_or_fresh(generator)
-        settings = PreviewSettings(
-            model=self.preset.name,
-            version=__version__,
-            prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
+        generator = generator_or_fresh(generator)
+        settings = self.preview_settings(
+            prompt,
+            shape,
+            final=final,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
             seed=generator.initial_seed(),
-            num_frames=shape[0],
-            height=shape[1],
-            width=shape[2],
-            num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
-            guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
-            guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
-            final_height=None if final is None else final[0],
-            final_width=None if final is None else final[1],
-            loras=tuple(f"{name}:{scale:g}" for name, scale in self.lora_scales().items()),
         )
         result = self.stage1(
             list(settings.prompts) if prompt_embeds is None else None,
@@ -96,6 +90,45 @@ class PreviewSteps(TwoStageModel):
                 settings=settings,
             )
         return Preview(pixels=result.frames, generator=generator, latents=result.latents, state=state)
+
+    def preview_settings(
+        self,
+        prompt: str | Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        seed: int,
+        final: tuple[int, int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
+    ) -> PreviewSettings:
+        """Returns what `make_preview` will note of a preview, without making it.
+
+        Args:
+            prompt: One prompt or B prompts.
+            shape: Frames, height and width of the preview.
+            seed: Seed of its generator.
+            final: Height and width of the video that the preview is for; the model's own if None.
+            num_inference_steps: Steps of Stage I; the preset's if None, as for all that follow.
+            guidance_scale: Guidance scale of Stage I.
+            guidance_schedule: Guidance schedule of Stage I.
+        """
+        defaults = self.preset.stage1
+        return PreviewSettings(
+            model=self.preset.name,
+            version=__version__,
+            prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
+            seed=seed,
+            num_frames=shape[0],
+            height=shape[1],
+            width=shape[2],
+            num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
+            guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
+            guidance_schedule=or_default(guidance_schedule, defaults.guidance_schedule),
+            final_height=None if final is None else final[0],
+            final_width=None if final is None else final[1],
+            loras=tuple(f"{name}:{scale:g}" for name, scale in self.lora_scales().items()),
+        )
 
     def open_preview(
         self, source: PreviewState | torch.Tensor, generator: torch.Generator | None = None

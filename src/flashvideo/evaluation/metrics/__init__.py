@@ -4,7 +4,8 @@ No single figure tells a good enhancement from a bad one: the mean of all plausi
 detail, and noise has detail that is not the truth's. So these come in groups: distance to the truth (`psnr`, `ssim`,
 `gmsd`, `edge_psnr`), amount and kind of detail wherever it lies (`gradient_energy_ratio`, `filter_bank_distance`,
 `high_frequency_fraction`, `band_energy`), likeness to photographs (`niqe`), motion (`frame_difference_error`,
-`flicker`, `temporal_flickering`), and fidelity to the preview (`downsampled_psnr`, `structure_change`).
+`flicker`, `temporal_flickering`, and along optical flow `warping_error`), and fidelity to the preview
+(`downsampled_psnr`, `structure_change`).
 
 Frames are RGB in [-1, 1], as everywhere; values outside are measured as they are, so clamp them first if a file would.
 A metric of frames takes ``(..., 3, H, W)`` and gives ``(...)``, one value per frame; average as you need. A metric of
@@ -38,6 +39,7 @@ from flashvideo.evaluation.metrics.intervals import (
 )
 from flashvideo.evaluation.metrics.niqe import Pristine, niqe
 from flashvideo.evaluation.metrics.temporal import flicker, temporal_flickering
+from flashvideo.evaluation.metrics.warping import visible_mask, warping_error
 
 __all__ = [
     "OCTAVES",
@@ -61,5 +63,7 @@ __all__ = [
     "ssim",
     "structure_change",
     "temporal_flickering",
+    "visible_mask",
+    "warping_error",
     "wilson_interval",
 ]
