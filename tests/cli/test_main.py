@@ -14,7 +14,7 @@ from flashvideo.cli import build_parser, info
 from flashvideo.cli.messages import one_sentence
 from flashvideo.cli.results import Phases, Result
 
-COMMANDS = ["generate", "enhance", "train", "convert", "info", "doctor"]
+COMMANDS = ["generate", "enhance", "train", "convert", "plan", "bench", "info", "doctor"]
 
 
 @pytest.fixture
@@ -142,6 +142,7 @@ def test_every_command_can_be_parsed_with_its_least_arguments():
         ["enhance", "a.mp4", "-o", "b.mp4"],
         ["sweep", "--scenes", "1", "-o", "a"],
         ["train", "a.yaml"],
+        ["bench"],
         ["info", "a.mp4"],
         ["doctor"],
     ):

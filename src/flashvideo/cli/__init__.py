@@ -15,6 +15,7 @@ from typing import Any
 
 from flashvideo import __version__
 from flashvideo.cli import (
+    bench,
     convert,
     doctor,
     enhance,
@@ -32,7 +33,7 @@ from flashvideo.cli.results import Result
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = (generate, enhance, evaluate, evaluate_vbench, train, convert, sweep, plan, info, doctor)
+COMMANDS = (generate, enhance, evaluate, evaluate_vbench, train, convert, plan, sweep, bench, info, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

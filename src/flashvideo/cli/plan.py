@@ -105,8 +105,12 @@ def run(arguments: argparse.Namespace) -> Result:
     return Result(data=data, text="\n".join(lines), exit_code=0 if plan.fits else 1)
 
 
-def read_configs(model: str) -> ModelConfigs:
+def read_configs(model: str, *, command: str = "plan") -> ModelConfigs:
     """Returns the configs of a model; those of the released one are known without its files.
+
+    Args:
+        model: Its name or folder.
+        command: What downloads nothing, for the error.
 
     Raises:
         ValueError: If there is no such model.
@@ -118,7 +122,7 @@ def read_configs(model: str) -> ModelConfigs:
         return ModelConfigs.released()
     if is_repository(model):
         raise ValueError(
-            f"plan downloads nothing, got the repository {model}; give {FLASHVIDEO.name}, or the folder of a model"
+            f"{command} downloads nothing, got the repository {model}; give {FLASHVIDEO.name}, or the folder of a model"
         )
     return ModelConfigs.read(model_folder(model))
 

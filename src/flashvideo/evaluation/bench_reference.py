@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.utils.torch_utils import randn_tensor
@@ -100,7 +100,9 @@ class PlainTransformer:
         if ours.position_embedding is not None:
             self._positions = ours.position_embedding(latents.to(dtype))
 
-    def guided(self, latents: Tensor, texts: Tensor, timestep: Tensor, scale: float, *, text_at: int) -> Tensor:
+    def guided(
+        self, latents: Tensor, texts: Tensor, timestep: Tensor, scale: float, *, text_at: int
+    ) -> Tensor:
         """One step's v with guidance, `v_uncond + w (v_cond - v_uncond)`, or without, if the batch holds one text.
 
         Args:
@@ -129,9 +131,7 @@ class PlainTransformer:
     def _beyond_time(self, latents: Tensor, texts: Tensor) -> Tensor:
         """What ours adds to the time embedding: (B, E)."""
         ours = self._ours
-        total = torch.zeros(
-            len(texts), ours.config.time_embed_dim, device=texts.device, dtype=texts.dtype
-        )
+        total = torch.zeros(len(texts), ours.config.time_embed_dim, device=texts.device, dtype=texts.dtype)
 
         def features(value: int) -> Tensor:
             values = torch.full((len(texts),), float(value), device=texts.device)

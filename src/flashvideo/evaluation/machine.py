@@ -39,7 +39,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def describe_software() -> dict[str, Any]:
-    """Returns versions: of Python, of the packages that do the work, and our own, with the commit where there is one."""
+    """Returns versions: of Python, of the packages that do the work, and our own, with its commit if there is one."""
     return {
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in _MEASURED_PACKAGES},
@@ -120,7 +120,10 @@ def git_commit(folder: Path) -> str | None:
     git = ["git", "-C", str(folder)]
     if not _output_of([*git, "ls-files", "."]):
         return None
-    commit, changes = _output_of([*git, "rev-parse", "HEAD"]), _output_of([*git, "status", "--porcelain", "."])
+    commit, changes = (
+        _output_of([*git, "rev-parse", "HEAD"]),
+        _output_of([*git, "status", "--porcelain", "."]),
+    )
     return None if commit is None else commit + ("-changed" if changes else "")
 
 

@@ -1,0 +1,310 @@
+"""What a benchmark found, kept as JSON, shown as a table, and compared with an earlier one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashvideo.evaluation.bench import Row
+from flashvideo.evaluation.rates import Rates
+
+SCHEMA = 1
+"""Version of the file's content: one more with each change that makes older files unreadable."""
+
+_KIND = "flashvideo bench"
+_NUM_RESAMPLES = 10_000
+# What must be the same for two files to be of one measurement, each by its place in the file.
+_MACHINE = (
+    "machine.device",
+    "machine.processor.name",
+    "machine.processor.cores",
+    "machine.processor.threads",
+    "machine.accelerator.name",
+)
+_SUBJECT = ("model", "weights", "size.height", "size.width", "num_frames")
+
+Record = dict[str, Any]
+
+
+def make_record(
+    *,
+    model: str,
+    weights: str,
+    size: tuple[int, int],
+    num_frames: int,
+    repeats: int,
+    machine: Mapping[str, Any],
+    software: Mapping[str, Any],
+    load_average: float | None,
+    default_dtype: str,
+    rates: Mapping[str, Rates],
+    rows: Sequence[Row],
+) -> Record:
+    """Puts together what is kept of a benchmark.
+
+    Args:
+        model: The model's name.
+        weights: "trained" or "random".
+        size: Height and width of the video.
+        num_frames: Its frames.
+        repeats: Repetitions of each phase.
+        machine: As `flashvideo.evaluation.machine.describe_machine` tells.
+        software: As `flashvideo.evaluation.machine.describe_software` tells.
+        load_average: Before the measurement.
+        default_dtype: Name of the dtype that a pipeline takes here by itself.
+        rates: Measured rates by dtype.
+        rows: What was found.
+
+    Returns:
+        Plain values, for JSON.
+    """
+    return {
+        "kind": _KIND,
+        "schema": SCHEMA,
+        "model": model,
+        "weights": weights,
+        "size": {"height": size[0], "width": size[1]},
+        "num_frames": num_frames,
+        "repeats": repeats,
+        "machine": dict(machine),
+        "software": dict(software),
+        "load_average": load_average,
+        "default_dtype": default_dtype,
+        "rates": {
+            name: {"flops_per_second": rate.flops, "bytes_per_second": rate.bytes}
+            for name, rate in rates.items()
+        },
+        "rows": [row.as_dict() for row in rows],
+    }
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> Record:
+    """Reads what `write_record` wrote.
+
+    Raises:
+        ValueError: If the file is not there, is no benchmark, or one of another schema.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist, expected the JSON file of a benchmark; check the name")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error}); measure again") from None
+    if not isinstance(record, dict) or record.get("kind") != _KIND:
+        raise ValueError(f"{path} is not of a benchmark, expected what `flashvideo bench --output` wrote")
+    if record.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {record.get('schema')} of benchmarks, this version reads {SCHEMA}; measure again"
+        )
+    return record
+
+
+def as_table(record: Mapping[str, Any]) -> str:
+    """Returns a record as lines of Markdown: what was measured, where, and a table of its phases."""
+    return "\n".join([*_heading(record), "", *_table(record), "", *_remarks(record)])
+
+
+def check_comparable(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Checks that two records are of the same model, size and machine.
+
+    Raises:
+        ValueError: If they are not; it names the first thing that differs.
+    """
+    for name in (*_SUBJECT, *_MACHINE):
+        here, there = _look_up(now, name), _look_up(before, name)
+        if here != there:
+            what = name.removeprefix("machine.").replace(".", " ").replace("_", " ")
+            raise ValueError(
+                f"the earlier benchmark is of another {what}, got {there} there and {here} here; measure both alike, "
+                "or compare all the same with --force"
+            )
+
+
+def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[Record]:
+    """Compares two records phase by phase.
+
+    Args:
+        now: One record.
+        before: An earlier one.
+
+    Returns:
+        For each phase and dtype of both: medians, how many times as fast ours is as before, with its 95 % interval, and
+        the same of the reference, which tells what the machine and the libraries have to do with it.
+    """
+    earlier = {(row["phase"], row["dtype"]): row for row in before["rows"]}
+    found = []
+    for row in now["rows"]:
+        old = earlier.get((row["phase"], row["dtype"]))
+        if old is None:
+            continue
+        entry: Record = {"phase": row["phase"], "dtype": row["dtype"]}
+        for side in ("ours", "reference"):
+            if row[side] is None or old[side] is None:
+                entry[side] = None
+                continue
+            factor, interval = speedup(row[side]["seconds"], old[side]["seconds"])
+            entry[side] = {
+                "before": old[side]["median"],
+                "now": row[side]["median"],
+                "times_as_fast": factor,
+                "interval": interval,
+            }
+        found.append(entry)
+    return found
+
+
+def speedup(now: Sequence[float], before: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """How many times as fast something is as before: the ratio of geometric means of two independent samples.
+
+    Args:
+        now: Seconds.
+        before: Seconds; as many or not.
+
+    Returns:
+        The ratio, and its 95 % percentile bootstrap interval, both samples being resampled.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def means(seconds: Sequence[float]) -> torch.Tensor:
+        logs = torch.tensor(seconds, dtype=torch.float64).log()
+        chosen = torch.randint(len(logs), (_NUM_RESAMPLES, len(logs)), generator=generator)
+        return logs[chosen].mean(dim=1)
+
+    spread = means(before) - means(now)
+    low, high = torch.quantile(spread, torch.tensor([0.025, 0.975], dtype=torch.float64)).exp().tolist()
+    factor = math.exp(
+        statistics.fmean(math.log(one) for one in before) - statistics.fmean(math.log(one) for one in now)
+    )
+    return factor, (low, high)
+
+
+def as_comparison_table(changes: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> str:
+    """Returns what `compare` found as lines of Markdown."""
+    software = before["software"]
+    lines = [
+        f"Against flashvideo {software['flashvideo']} ({software['commit'] or 'no commit'}), "
+        f"torch {software['packages']['torch']}, diffusers {software['packages']['diffusers']}; "
+        "above 1 is faster than before, and an interval without 1 a change to believe in:",
+        "",
+        "| phase | dtype | before | now | times as fast | reference, times as fast |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for change in changes:
+        ours = change["ours"]
+        lines.append(
+            f"| {change['phase']} | {change['dtype']} | {_seconds(ours['before'])} | {_seconds(ours['now'])} | "
+            f"{_factor(ours)} | {'' if change['reference'] is None else _factor(change['reference'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _heading(record: Mapping[str, Any]) -> Iterator[str]:
+    machine, software = record["machine"], record["software"]
+    processor, accelerator = machine["processor"], machine["accelerator"]
+    packages = ", ".join(f"{name} {version}" for name, version in software["packages"].items())
+    yield (
+        f"{record['model']} ({record['weights']} weights), {record['num_frames']} frames of "
+        f"{record['size']['width']}x{record['size']['height']}, {record['repeats']} repetitions each, by turns"
+    )
+    yield (
+        f"processor: {processor['name']} ({processor['features']}), {processor['cores']} cores, "
+        f"{processor['threads']} threads, {processor['memory_gib']} GiB; load before: {record['load_average']}"
+    )
+    if accelerator is not None:
+        yield (
+            f"accelerator: {accelerator['name']}, {accelerator['memory_gib']} GiB, driver {accelerator['driver']}"
+        )
+    yield (
+        f"software: flashvideo {software['flashvideo']} ({software['commit'] or 'no commit'}), "
+        f"Python {software['python']}, {packages}, {machine['platform']}"
+    )
+    for dtype, rate in record["rates"].items():
+        picked = ", what a pipeline takes here" if dtype == record["default_dtype"] else ""
+        yield (
+            f"{dtype}{picked}: {rate['flops_per_second'] / 1e9:.0f} GFLOP/s in matrix products, "
+            f"{rate['bytes_per_second'] / 1e9:.1f} GB/s"
+        )
+
+
+def _table(record: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| phase | dtype | ours, median [least, most] | reference | times as fast [95 %] | largest difference | "
+        "peak, ours and reference | floor | ours / floor |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in record["rows"]:
+        ours, reference = row["ours"], row["reference"]
+        cells = [row["phase"], row["dtype"], _side(ours)]
+        if reference is None:
+            cells += ["fails", "", "", _mib(ours["peak_bytes"])]
+        else:
+            low, high = row["ratio_interval"]
+            cells += [
+                _side(reference),
+                f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]",
+                f"{row['difference']:.1e} of {row['largest']:.1f}",
+                f"{_mib(ours['peak_bytes'])}, {_mib(reference['peak_bytes'])}",
+            ]
+        cells += [_seconds(row["floor_seconds"]), f"{row['times_floor']:.1f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _remarks(record: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "The reference is diffusers' and transformers' own classes with the same weights and inputs. A stage is one "
+        "step with guidance, without its sampler; peaks are beyond weights and inputs. Floor: operations and bytes of "
+        "weights over the measured rates, whichever takes longer."
+    )
+    noted = [row for row in record["rows"] if row["note"] and row["dtype"] == record["rows"][0]["dtype"]]
+    for row in noted:
+        yield f"{row['phase']}: {row['note']}."
+
+
+def _look_up(record: Mapping[str, Any], name: str) -> Any:
+    value: Any = record
+    for key in name.split("."):
+        value = None if value is None else value.get(key)
+    return value
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    return f"{_seconds(side['median'])} [{_seconds(side['least'])}, {_seconds(side['most'])}]"
+
+
+def _factor(change: Mapping[str, Any]) -> str:
+    low, high = change["interval"]
+    return f"{change['times_as_fast']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _seconds(seconds: float) -> str:
+    """Three digits in the unit that suits.
+
+    >>> _seconds(12.345), _seconds(0.012345), _seconds(0.000012345)
+    ('12.3 s', '12.3 ms', '12.3 us')
+    """
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 1 or unit == "us":
+            return f"{seconds * scale:.3g} {unit}"
+    raise AssertionError
+
+
+def _mib(num_bytes: int | None) -> str:
+    return "?" if num_bytes is None else f"{num_bytes / 1024**2:.0f} MiB"
