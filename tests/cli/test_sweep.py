@@ -94,6 +94,17 @@ def test_prompts_go_through_both_stages_and_videos_are_kept(sweep, tmp_path, pro
     assert (note["prompt"], note["steps"]) == (PROMPT, {"stage1": 1, "stage2": 2})
 
 
+def test_more_settings_of_the_detail_go_on_from_the_previews_that_are_kept(
+    sweep, tmp_path, prompts, without_plots
+):
+    words = ["--prompts", prompts, "-o", tmp_path / "out"]
+    assert sweep(*words, "--detail-steps", 1).code == 0
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "previews").iterdir()}
+    assert sweep(*words, "--detail-steps", 2).code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "previews").iterdir()} == kept
+    assert len({run["cost"]["seconds"]["preview"] for run in runs_of(tmp_path / "out")}) == 1
+
+
 def test_previews_alone_can_be_swept_over_scenes(sweep, tmp_path, without_plots):
     outcome = sweep("--scenes", 1, "--preview-only", "--steps", "1,2", "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err

@@ -26,6 +26,7 @@ from flashvideo.pipelines.preview import PREVIEW_SUFFIX, PreviewState, load_prev
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset, named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.pipelines.workload import Workload
 from flashvideo.video import probe_video
 
 logger = logging.getLogger(__name__)
@@ -122,10 +123,11 @@ def read_text(pipeline: FlashVideoPipeline, prompt: str, *, stage1: bool, stage2
     """Encodes a prompt for the stages that run."""
 
     def encode() -> tuple[Tensor | None, Tensor | None]:
-        return (
-            pipeline.stage1.encode_prompt(prompt) if stage1 else None,
-            pipeline.stage2.encode_prompt(prompt, 1) if stage2 else None,
-        )
+        with pipeline.planned(Workload):
+            return (
+                pipeline.stage1.encode_prompt(prompt) if stage1 else None,
+                pipeline.stage2.encode_prompt(prompt, 1) if stage2 else None,
+            )
 
     (first, second), taken = timed(pipeline.execution_device, encode)
     return Text(stage1=first, stage2=second, taken=taken)
@@ -180,7 +182,10 @@ def kept_preview(pipeline: FlashVideoPipeline, path: Path) -> MadePreview | None
     if not taken.exists():
         return None
     state = load_preview(path.with_suffix(PREVIEW_SUFFIX))
-    pixels = pipeline.stage1.decode_latents(state.latents.to(pipeline.execution_device))
+    made = state.settings
+    preview = (made.num_frames, made.height, made.width)
+    with pipeline.planned(lambda: Workload(preview=preview, stage1=False, text=False)):
+        pixels = pipeline.stage1.decode_latents(state.latents.to(pipeline.execution_device))
     return MadePreview(
         pixels=pixels[0].float().cpu(), state=state, taken=Taken(**json.loads(taken.read_text()))
     )
