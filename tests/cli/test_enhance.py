@@ -86,6 +86,16 @@ def test_the_references_rounding_is_noted_where_it_is_asked_for(enhance, video_f
     assert not torch.equal(exact, rounded)
 
 
+def test_a_shift_is_noted_where_it_is_asked_for(enhance, video_file, tmp_path):
+    words = [video_file(num_frames=1), "--seed", 3]
+    assert enhance(*words, "-o", tmp_path / "own.mp4").code == 0
+    assert enhance(*words, "-o", tmp_path / "other.mp4", "--shift", 5).code == 0
+    notes = [read_metadata(tmp_path / name)["settings"]["stage2"] for name in ("own.mp4", "other.mp4")]
+    assert [note.get("shift") for note in notes] == [None, 5.0]
+    own, other = (read_video(tmp_path / name).frames for name in ("own.mp4", "other.mp4"))
+    assert not torch.equal(own, other)
+
+
 def test_consistency_can_be_switched_off(enhance, video_file, tmp_path):
     path = video_file(num_frames=5)
     for name, switch in (("on", "--consistency"), ("off", "--no-consistency")):

@@ -124,6 +124,15 @@ def test_the_file_says_how_it_was_made(generate, tmp_path):
     assert note["settings"]["stage2"] == {"guidance_scale": 1.5, "noise_step": 99, "consistency": False}
 
 
+def test_a_shift_is_noted_where_it_is_asked_for(generate, tmp_path):
+    for name, words in (("own.mp4", []), ("other.mp4", ["--shift", 5])):
+        assert generate(PROMPT, "-o", tmp_path / name, "--seed", 5, *words).code == 0
+    notes = [read_metadata(tmp_path / name)["settings"]["stage2"] for name in ("own.mp4", "other.mp4")]
+    assert [note.get("shift") for note in notes] == [None, 5.0]
+    own, other = (read_video(tmp_path / name).frames for name in ("own.mp4", "other.mp4"))
+    assert not torch.equal(own, other)
+
+
 def test_the_references_rounding_is_noted_where_it_is_asked_for(generate, tmp_path):
     for name, words in (("exact.mp4", []), ("rounded.mp4", ["--reference-rounding"])):
         assert generate(PROMPT, "-o", tmp_path / name, "--seed", 5, "--detail-steps", 5, *words).code == 0
@@ -227,7 +236,8 @@ def test_the_preview_is_small_and_says_how_to_continue(generate, tmp_path):
 
 def test_what_is_asked_of_the_detail_is_not_lost_at_the_preview(generate, tmp_path):
     private = ["--threads", "1", "--no-prompt-metadata"]
-    detail = ["--detail-steps", "3", "--noise-step", "0", "--motion-prefix", "", "--no-consistency"]
+    detail = ["--detail-steps", "3", "--noise-step", "0", "--shift", "5.0", "--motion-prefix", ""]
+    detail.append("--no-consistency")
     outcome = generate(
         PROMPT, "-o", tmp_path / "p.mp4", "--preview-only", *detail, "--reference-rounding", *private
     )

@@ -140,6 +140,7 @@ def test_every_command_can_be_parsed_with_its_least_arguments():
     for words in (
         ["generate", "a circle", "-o", "a.mp4"],
         ["enhance", "a.mp4", "-o", "b.mp4"],
+        ["sweep", "--scenes", "1", "-o", "a"],
         ["train", "a.yaml"],
         ["bench"],
         ["info", "a.mp4"],

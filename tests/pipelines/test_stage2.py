@@ -88,13 +88,37 @@ def test_the_references_rounding_can_be_asked_for_everywhere(pipeline, clip, run
     assert torch.equal(torch.cat([timestep for _, _, timestep in evaluations]), expected)
 
 
-def test_another_shift_comes_with_another_scheduler(stage2, clip, seeded):
-    def enhanced():
-        return stage2(clip[:, :5], PROMPT, generator=seeded(), output_type="latent").frames
+@pytest.mark.parametrize("reference_rounding", [False, True])
+def test_a_shift_shapes_the_grid_of_one_run_and_leaves_the_scheduler_as_it_is(
+    pipeline, clip, reference_rounding
+):
+    evaluations = evaluations_of(pipeline.stage2)
+    scheduler = pipeline.stage2_scheduler
+    options = {"shift": 5.0, "reference_rounding": reference_rounding, "output_type": "latent"}
+    pipeline.stage2(clip[:, :1], **options)
+    pipeline(PROMPT, preview=clip[:, :1], **options)
+    grid = time_grid(2, 5.0, reference_rounding=reference_rounding)
+    expected = network_timestep(grid[:-1], reference_rounding=reference_rounding)
+    times = torch.cat([timestep for _, _, timestep in evaluations])
+    torch.testing.assert_close(times, expected.repeat(2), atol=2e-3, rtol=0)
+    assert pipeline.stage2_scheduler is scheduler
+    assert scheduler.shift == scheduler.config.shift == pipeline.preset.stage2.shift
 
-    usual = enhanced()
+
+def test_a_shift_gives_what_a_scheduler_of_that_shift_gives(stage2, clip, seeded):
+    def enhanced(**options):
+        return stage2(clip[:, :5], PROMPT, generator=seeded(), output_type="latent", **options).frames
+
+    usual, shifted = enhanced(), enhanced(shift=5.0)
     stage2.scheduler = FlowMatchEulerDiscreteScheduler.from_config(stage2.scheduler.config, shift=5.0)
-    assert not torch.allclose(usual, enhanced(), atol=1e-4)
+    assert enhanced().equal(shifted)
+    assert not torch.allclose(usual, shifted, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_shift_that_is_no_positive_number_is_refused(stage2, clip, shift):
+    with pytest.raises(ValueError, match="shift must be a number greater than 0"):
+        stage2(clip, shift=shift)
 
 
 def test_the_same_seed_gives_the_same_video_and_another_seed_another(stage2, clip, seeded):

@@ -15,7 +15,7 @@ from flashvideo.presets import NANO, RELEASED_REPOSITORY, TEXT_ENCODER_REPOSITOR
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "nano"
-_MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 class UsageError(ValueError):
@@ -127,7 +127,7 @@ def add_seed(parser: argparse._ActionsContainer) -> None:
     """Adds `--seed`."""
     parser.add_argument(
         "--seed",
-        type=whole_number(least=0, most=_MAX_SEED),
+        type=whole_number(least=0, most=MAX_SEED),
         metavar="N",
         help="source of all randomness (default: another one each time, which is reported)",
     )
@@ -200,6 +200,16 @@ def add_consistency(parser: argparse._ActionsContainer) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="keep the coarse picture of what is enhanced, and its stillness (default: the model's own)",
+    )
+
+
+def add_shift(parser: argparse._ActionsContainer) -> None:
+    """Adds `--shift`."""
+    parser.add_argument(
+        "--shift",
+        type=number(above=0),
+        metavar="S",
+        help="time shift of the detail's steps: above 1 more of them lie near the start (default: the model's own)",
     )
 
 

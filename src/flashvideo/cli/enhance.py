@@ -70,6 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="G",
         help="guidance scale, with --prompt; 1 is none",
     )
+    shared.add_shift(settings)
     shared.add_consistency(settings)
     shared.add_reference_rounding(settings)
     shared.add_seed(settings)
@@ -166,6 +167,7 @@ def choose_settings(
         num_inference_steps=arguments.steps,
         guidance_scale=arguments.guidance,
         noise_step=arguments.noise_step,
+        shift=arguments.shift,
         consistency=arguments.consistency,
         reference_rounding=arguments.reference_rounding,
     )

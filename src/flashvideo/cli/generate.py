@@ -124,6 +124,7 @@ def add_sampling(settings: argparse._ActionsContainer) -> None:
         metavar="K",
         help="0 to 999: how much of the detail is invented anew",
     )
+    shared.add_shift(settings)
     shared.add_consistency(settings)
     shared.add_reference_rounding(settings)
     shared.add_motion_prefix(settings)

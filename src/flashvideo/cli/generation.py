@@ -45,6 +45,7 @@ KEPT_OPTIONS: Mapping[str, Any] = MappingProxyType(
         "detail_steps": None,
         "detail_guidance": None,
         "noise_step": None,
+        "shift": None,
         "motion_prefix": None,
         "text_cache": None,
         "threads": None,
@@ -219,6 +220,7 @@ class Generation:
             "num_inference_steps": arguments.detail_steps or (arguments.steps if continues else None),
             "guidance_scale": arguments.detail_guidance or (arguments.guidance if continues else None),
             "noise_step": arguments.noise_step,
+            "shift": arguments.shift,
             "consistency": arguments.consistency,
             "reference_rounding": arguments.reference_rounding,
         }

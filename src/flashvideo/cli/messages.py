@@ -74,9 +74,10 @@ class StepProgress:
         label: What is being done.
         total: Number of steps.
         shown: Whether to show anything at all.
+        unit: What a step is called.
     """
 
-    def __init__(self, label: str, total: int, *, shown: bool) -> None:
+    def __init__(self, label: str, total: int, *, shown: bool, unit: str = "step") -> None:
         from tqdm import tqdm
 
         size = shutil.get_terminal_size()
@@ -88,7 +89,9 @@ class StepProgress:
             # tqdm shows nothing in a terminal that does not tell its size
             ncols=size.columns,
             nrows=size.lines,
-            bar_format="{desc}: {bar:16} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
+            bar_format="{desc}: {bar:16} "
+            + unit
+            + " {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
         )
 
     def __call__(
@@ -99,6 +102,16 @@ class StepProgress:
         if self._bar.n == self._bar.total:
             self._bar.set_postfix_str("decoding")
         return {}
+
+    def begin(self, done: int) -> None:
+        """Says how many steps were done before: they take no time."""
+        self._bar.initial = self._bar.n = done
+        self._bar.refresh()
+
+    def reach(self, done: int) -> None:
+        """Moves to a number of steps."""
+        self._bar.n = done
+        self._bar.refresh()
 
     def __enter__(self) -> Self:
         return self

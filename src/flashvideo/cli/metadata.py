@@ -83,6 +83,7 @@ def two_stage_metadata(
             "noise_step": defaults.noise_step if noise_step is None else noise_step,
             "consistency": defaults.consistency if consistency is None else consistency,
             **computed_size(pipeline, enlarged or (shape[2], shape[3]), (shape[2], shape[3])),
+            **_if_given("shift", detail["shift"]),
             **_if_on("reference_rounding", detail["reference_rounding"]),
             **_prefix_note(pipeline, prompt, detail["prompt_prefix"], with_prompt=with_prompt),
         }
@@ -141,6 +142,7 @@ def enhance_metadata(
                 "noise_step": settings.noise_step,
                 "consistency": settings.consistency,
                 **computed_size(pipeline, settings.working_size, (settings.height, settings.width)),
+                **_if_given("shift", settings.shift),
                 **_if_on("reference_rounding", settings.reference_rounding),
                 **_prefix_note(pipeline, prompt, prompt_prefix, with_prompt=with_prompt),
             },
@@ -173,6 +175,11 @@ def computed_size(
 def _if_on(name: str, switch: bool) -> dict[str, bool]:
     """A switch that is worth a word only when it is on."""
     return {name: True} if switch else {}
+
+
+def _if_given(name: str, value: float | None) -> dict[str, float]:
+    """A setting that is worth a word only where it is not the model's own."""
+    return {} if value is None else {name: value}
 
 
 def _prefix_note(

@@ -72,7 +72,7 @@ class Meter:
     def run(self, phase: str, work: Callable[[Measures], T], own: Measures | None = None) -> T:
         """Does the work of a phase and notes what it takes; bringing networks to the device counts."""
         device = self._memory.device
-        _reset_peak(device)
+        reset_peak(device)
         started = time.perf_counter()
         result = self._run(phase, work, own)
         if device.type != "cpu":
@@ -80,7 +80,7 @@ class Meter:
         taken = self.taken.setdefault(phase, Taken())
         taken.seconds += time.perf_counter() - started
         taken.calls += 1
-        taken.peak_bytes = max(taken.peak_bytes, _peak(device))
+        taken.peak_bytes = max(taken.peak_bytes, peak_bytes(device))
         taken.planned = None if self._memory.plan is None else self._memory.plan.phase(phase)
         return result
 
@@ -177,14 +177,16 @@ def process_bytes(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Lets the most memory of a device start anew; the host's on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         reset_process_peak()
 
 
-def _peak(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """Returns the most memory since `reset_peak`: CUDA's by torch's count, else all of the process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return process_bytes("VmHWM") if sys.platform == "linux" else 0

@@ -85,12 +85,22 @@ def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> Non
     save_figure(figure, path)
 
 
-def new_axes(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
+def new_axes(
+    count: int,
+    *,
+    columns: int = COLUMNS,
+    width: float = 3.4,
+    height: float = 3.0,
+    layout: str | None = None,
+) -> tuple[Any, list[Any]]:
     """Returns a figure of several panels, and their axes.
 
     Args:
         count: Number of panels.
+        columns: Most of them beside one another.
+        width: Of each, in inches.
         height: Of each, in inches.
+        layout: Matplotlib's layout engine; `save_figure` lays out tightly if None.
 
     Raises:
         ImportError: If matplotlib is missing.
@@ -105,10 +115,10 @@ def new_axes(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = min(count, COLUMNS)
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(max(5.0, 3.4 * columns), height * rows), squeeze=False
+        rows, columns, figsize=(max(5.0, width * columns), height * rows), squeeze=False, layout=layout
     )
     axes = list(grid.flat)
     for unused in axes[count:]:
@@ -116,14 +126,15 @@ def new_axes(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def save_figure(figure: Any, file: Path | BinaryIO, *, kind: str = "png") -> None:
+def save_figure(figure: Any, file: Path | BinaryIO, *, kind: str = "png", dpi: int = 80) -> None:
     """Writes a figure, whose panels are spread so that nothing overlaps, and closes it."""
     from matplotlib import pyplot
 
     if isinstance(file, Path):
         file.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(file, dpi=80, format=kind)
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
+    figure.savefig(file, dpi=dpi, format=kind)
     pyplot.close(figure)
 
 

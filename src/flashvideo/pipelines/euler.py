@@ -18,23 +18,27 @@ def start_euler(
     num_inference_steps: int,
     *,
     device: torch.device,
+    shift: float | None = None,
     reference_rounding: bool = False,
 ) -> FlowMatchEulerDiscreteScheduler:
     """Starts a run of Euler's method.
 
     Args:
-        scheduler: The pipeline's scheduler, whose `shift` shapes the grid.
+        scheduler: The pipeline's scheduler.
         num_inference_steps: Number of steps.
         device: Where the timesteps shall lie.
+        shift: Time shift, which shapes the grid; the scheduler's own if None.
         reference_rounding: Whether grid and timesteps are rounded as in a bfloat16 run of the released code.
 
     Returns:
-        A scheduler that stands at t = 0: the given one, or for a rounded grid a new one, so that the given one stays
-        as it is.
+        A scheduler that stands at t = 0: the given one, or for another shift or a rounded grid a new one, so that the
+        given one stays as it is.
 
     Raises:
         ValueError: If rounded times of so many steps coincide.
     """
+    if shift is not None and shift != scheduler.shift:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=shift)
     if not reference_rounding:
         # The scheduler shifts what it is given: evenly spaced sigmas become the grid.
         sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)

@@ -82,6 +82,16 @@ def check_guidance(name: str, value: float) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}; 1 means no guidance and halves the work")
 
 
+def check_shift(name: str, value: float | None) -> None:
+    """Checks for a finite time shift greater than 0, or none.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a number greater than 0, got {value}; 1 spaces the steps evenly")
+
+
 def check_output_type(output_type: str) -> None:
     """Checks for one of `OUTPUT_TYPES`.
 

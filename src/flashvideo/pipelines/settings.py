@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import AutoencoderKLCogVideoX
 
 from flashvideo.flow import time_grid
-from flashvideo.pipelines.inputs import check_count, check_guidance, or_default
+from flashvideo.pipelines.inputs import check_count, check_guidance, check_shift, or_default
 from flashvideo.pipelines.sizes import is_own_pair, upscale_factor
 from flashvideo.pipelines.trained import log_untrained_video
 from flashvideo.pipelines.windows import check_windows
@@ -56,6 +56,9 @@ class EnhanceSettings:
     tiling: Tiling | None = None
     """Tiles of the VAE; None for whole frames."""
 
+    shift: float | None = None
+    """Time shift of the grid of steps; None for the scheduler's own."""
+
     enlarged: tuple[int, int] | None = None
     """Height and width to which the input is resized, of which the middle is kept; None for the target's own."""
 
@@ -68,6 +71,7 @@ class EnhanceSettings:
         for name in ("height", "width", "num_inference_steps", "window", "overlap"):
             check_count(name, getattr(self, name))
         check_guidance("guidance_scale", self.guidance_scale)
+        check_shift("shift", self.shift)
         if self.working_size[0] < self.height or self.working_size[1] < self.width:
             raise ValueError(
                 f"enlarged must cover the height and width of {self.height}x{self.width}, "
@@ -102,6 +106,7 @@ def complete_settings(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     noise_step: int | None = None,
+    shift: float | None = None,
     window: int | None = None,
     overlap: int | None = None,
     consistency: bool | None = None,
@@ -120,6 +125,7 @@ def complete_settings(
         num_inference_steps: Euler steps.
         guidance_scale: Guidance scale.
         noise_step: Step of the latent degradation.
+        shift: Time shift of the grid of steps; None for the scheduler's own.
         window: Frames of a window; None for the clip length that the model was made for.
         overlap: Frames that windows share; None for as little as crosses two latent frames.
         consistency: Whether the result keeps the input's coarse picture and stillness.
@@ -148,6 +154,7 @@ def complete_settings(
         num_inference_steps=or_default(num_inference_steps, defaults.num_inference_steps),
         guidance_scale=or_default(guidance_scale, defaults.guidance_scale),
         noise_step=or_default(noise_step, defaults.noise_step),
+        shift=shift,
         window=window,
         overlap=overlap,
         consistency=or_default(consistency, defaults.consistency),
@@ -157,7 +164,7 @@ def complete_settings(
     )
     check_windows(window, overlap, temporal_factor=vae_factors(vae.config)[0])
     if reference_rounding:  # too many steps for it are refused here, before any work
-        time_grid(settings.num_inference_steps, defaults.shift, reference_rounding=True)
+        time_grid(settings.num_inference_steps, or_default(shift, defaults.shift), reference_rounding=True)
     if not is_own_pair(input_size, working_size, preset):
         _log_stretch(input_size, working_size)
     _log_shrinkage(input_size, working_size)

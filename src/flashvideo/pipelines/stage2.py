@@ -55,8 +55,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
         text_encoder: T5 encoder; may be None likewise.
         vae: The VAE that both stages share.
         transformer: The Stage II transformer, which predicts the velocity from low to high quality.
-        scheduler: Euler's method. Its own `shift` shapes the time grid; to try another one, replace it by
-            `FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=3.0)`.
+        scheduler: Euler's method. Its own `shift` shapes the time grid where a call gives no other.
         preset: Defaults and constants of the model, or their `to_dict()`; stored in `model_index.json`.
     """
 
@@ -159,6 +158,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=1.0 if prompt_embeds is None else settings.guidance_scale,
                 noise_step=settings.noise_step,
+                shift=settings.shift,
                 reference_rounding=settings.reference_rounding,
                 callback_on_step_end=callback_on_step_end,
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
@@ -312,6 +312,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         noise_step: int | None = None,
+        shift: float | None = None,
         window: int | None = None,
         overlap: int | None = None,
         consistency: bool | None = None,
@@ -336,6 +337,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
             num_inference_steps: Euler steps.
             guidance_scale: Guidance scale, 1 or more; 1 halves the work.
             noise_step: Step of the latent degradation, 0 to 999: how much of the detail is invented anew.
+            shift: Time shift of the grid of steps: above 1 more of them lie near the start; its own if None.
             window: Frames of a window, a multiple of the VAE's temporal compression plus one.
             overlap: Frames over which windows are cross-faded, likewise.
             consistency: Whether the result keeps the input's coarse picture and stillness
@@ -377,6 +379,7 @@ class FlashVideoEnhancePipeline(EnhanceSteps):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             noise_step=noise_step,
+            shift=shift,
             window=window,
             overlap=overlap,
             consistency=consistency,

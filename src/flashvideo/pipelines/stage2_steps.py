@@ -149,6 +149,7 @@ class EnhanceSteps(StagePipeline):
         num_inference_steps: int,
         guidance_scale: float,
         noise_step: int,
+        shift: float | None = None,
         reference_rounding: bool = False,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -164,6 +165,7 @@ class EnhanceSteps(StagePipeline):
             num_inference_steps: Number of steps.
             guidance_scale: w in `v = v_uncond + w (v_cond - v_uncond)`; at 1 only the text is evaluated.
             noise_step: Step of the latent degradation that was applied, an input of the network.
+            shift: Time shift of the grid of steps; the scheduler's own if None.
             reference_rounding: Whether the time grid, and the noise step as the network gets it, are rounded as in a
                 bfloat16 run of the released code.
             callback_on_step_end: Called after each step.
@@ -174,7 +176,11 @@ class EnhanceSteps(StagePipeline):
         """
         self._num_timesteps, self._guidance_scale = num_inference_steps, guidance_scale
         scheduler = start_euler(
-            self.scheduler, num_inference_steps, device=latents.device, reference_rounding=reference_rounding
+            self.scheduler,
+            num_inference_steps,
+            device=latents.device,
+            shift=shift,
+            reference_rounding=reference_rounding,
         )
         network_step = None
         if self.transformer.config.noise_step_embed:

@@ -194,6 +194,7 @@ class FlashVideoPipeline(PreviewSteps):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         noise_step: int | None = None,
+        shift: float | None = None,
         stage1_num_inference_steps: int | None = None,
         stage1_guidance_scale: float | None = None,
         stage1_guidance_schedule: str | None = None,
@@ -226,6 +227,7 @@ class FlashVideoPipeline(PreviewSteps):
             num_inference_steps: Steps of Stage II.
             guidance_scale: Guidance scale of Stage II.
             noise_step: Step of Stage II's latent degradation, 0 to 999.
+            shift: Time shift of Stage II's grid of steps; its scheduler's own if None.
             stage1_num_inference_steps: Steps of Stage I.
             stage1_guidance_scale: Guidance scale of Stage I.
             stage1_guidance_schedule: `"constant"` or `"reference"`.
@@ -282,6 +284,7 @@ class FlashVideoPipeline(PreviewSteps):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             noise_step=noise_step,
+            shift=shift,
             window=window,
             overlap=overlap,
             consistency=consistency,

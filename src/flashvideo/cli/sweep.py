@@ -1,0 +1,417 @@
+"""`flashvideo sweep`: a grid of settings, each scored and costed on the same scenes, prompts or videos."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from flashvideo import __version__
+from flashvideo.cli import arguments as shared
+from flashvideo.cli.arguments import UsageError
+from flashvideo.cli.files import check_folder
+from flashvideo.cli.messages import StepProgress, progress_is_shown
+from flashvideo.cli.metadata import dtype_name
+from flashvideo.cli.model import model_label, open_pipeline, use_threads
+from flashvideo.cli.results import Phases, Result
+
+if TYPE_CHECKING:
+    from flashvideo.evaluation.grid import Value
+    from flashvideo.evaluation.measures import Measure
+    from flashvideo.evaluation.sweep import Sweep
+    from flashvideo.evaluation.sweep_files import Conditions, SweepFolder
+    from flashvideo.evaluation.sweep_items import Item, Kind
+    from flashvideo.pipelines.two_stage import FlashVideoPipeline
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STAGE1_OPTIONS = ("steps", "guidance")
+STAGE2_OPTIONS = ("detail_steps", "noise_step", "shift", "detail_guidance")
+DEFAULT_SEEDS = (0,)
+
+
+def values(convert: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Returns a converter of text to comma-separated values, each of them once."""
+
+    def split(text: str) -> tuple[T, ...]:
+        found = tuple(convert(part.strip()) for part in text.split(","))
+        if len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(f"must have each value once, got {text!r}")
+        return found
+
+    return split
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "sweep",
+        help="try settings against one another, in quality and cost",
+        description="Try every setting of a grid on the same scenes, prompts or videos: scores, costs, plots.",
+        epilog="Settings take comma-separated values and are the model's own where not given. A sweep that was stopped "
+        "goes on with the same command; more values, seeds and items may be added to the same folder.",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="folder of the sweep, new or to go on with",
+    )
+    over = parser.add_argument_group("what to try them on, one of")
+    over.add_argument(
+        "--scenes",
+        type=shared.whole_number(),
+        metavar="N",
+        help="N scenes of the procedural world that no model was trained on: exact small rendering in, exact rendering "
+        "in full size as reference",
+    )
+    over.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts: .txt with one in a line, or .csv or .jsonl with the columns prompt and, as wanted, name; with "
+        "--inputs the prompts of its videos by their names",
+    )
+    over.add_argument("--inputs", type=Path, metavar="DIR", help="videos to enhance")
+    over.add_argument(
+        "--references",
+        type=Path,
+        metavar="DIR",
+        help="what should come out of --inputs, under the same names",
+    )
+    _add_grid(parser)
+    parser.add_argument("--preview-only", action="store_true", help="stop after the preview, and score that")
+    parser.add_argument(
+        "--frames", type=shared.whole_number(), metavar="N", help="frames of scenes and of previews"
+    )
+    shared.add_consistency(parser)
+    parser.add_argument(
+        "--measures",
+        type=values(str),
+        metavar="NAMES",
+        help="comma-separated names of what to score with (default: all that apply)",
+    )
+    parser.add_argument("--save-videos", action="store_true", help="keep the results, in DIR/videos")
+    shared.add_model_options(parser)
+    shared.add_progress(parser)
+    shared.add_common(parser)
+    parser.set_defaults(run=run, text_cache=None)
+
+
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    grid = parser.add_argument_group("grid; each takes comma-separated values")
+    count, scale = values(shared.whole_number()), values(shared.number(least=1))
+    grid.add_argument("--size", type=values(shared.size), metavar="SIZES", help="as in generate and enhance")
+    grid.add_argument(
+        "--seed",
+        type=values(shared.whole_number(least=0, most=shared.MAX_SEED)),
+        default=DEFAULT_SEEDS,
+        metavar="SEEDS",
+        help="seeds, over which is averaged (default: 0)",
+    )
+    grid.add_argument("--steps", type=count, metavar="STEPS", help="steps of the preview")
+    grid.add_argument("--guidance", type=scale, metavar="SCALES", help="guidance scales of the preview")
+    grid.add_argument("--detail-steps", type=count, metavar="STEPS", help="steps of the detail")
+    grid.add_argument(
+        "--noise-step",
+        type=values(shared.whole_number(least=0, most=999)),
+        metavar="STEPS",
+        help="0 to 999: how much of the detail is invented anew",
+    )
+    grid.add_argument(
+        "--shift",
+        type=values(shared.number(above=0)),
+        metavar="SHIFTS",
+        help="time shifts of the detail's steps",
+    )
+    grid.add_argument("--detail-guidance", type=scale, metavar="SCALES", help="guidance scales of the detail")
+    grid.add_argument(
+        "--one-at-a-time",
+        action="store_true",
+        help="vary one setting at a time around the first values, instead of all with all",
+    )
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    """Does what is left of a sweep, and sums all of it up.
+
+    Raises:
+        ValueError: In one sentence, what is wrong; before any long work.
+    """
+    check_combination(arguments)
+    check_folder(arguments.output)
+    phases = Phases()
+    with use_threads(arguments.threads):
+        measures = choose_measures(arguments.measures)
+        items = read_items(arguments)
+        with phases("load"):
+            pipeline = open_pipeline(arguments)
+        sweep = plan_sweep(arguments, pipeline, items, measures)
+        with phases("check"):
+            folder = open_sweep(arguments, pipeline, sweep)
+        num_before = len(folder.runs)
+        with phases("sweep"):
+            run_all(arguments, pipeline, sweep, folder)
+        with phases("sum up"):
+            plots, num_settings = sum_up(folder, measures)
+    num_runs = len(folder.runs)
+    lines = [
+        f"wrote {arguments.output / 'summary.md'}: {num_settings} settings, {num_runs} runs, "
+        f"{num_runs - num_before} of them new",
+        *(f"wrote {path}" for path in plots),
+        phases.as_text(),
+    ]
+    data = {
+        "output": str(arguments.output),
+        "settings": num_settings,
+        "runs": num_runs,
+        "new_runs": num_runs - num_before,
+        "plots": [str(path) for path in plots],
+        "seconds": phases.as_data(),
+    }
+    return Result(data=data, text="\n".join(lines))
+
+
+def check_combination(arguments: argparse.Namespace) -> None:
+    """Checks the options against one another.
+
+    Raises:
+        UsageError: If two contradict, or one is missing.
+    """
+    if arguments.scenes is None and arguments.prompts is None and arguments.inputs is None:
+        raise UsageError("sweep needs one of --scenes N, --prompts FILE and --inputs DIR to try settings on")
+    if arguments.scenes is not None and (arguments.prompts or arguments.inputs):
+        other = "--prompts" if arguments.prompts else "--inputs"
+        raise UsageError(f"--scenes and {other} are both what settings are tried on; drop one of the two")
+    if arguments.references is not None and arguments.inputs is None:
+        raise UsageError("--references is for --inputs; add that")
+    if arguments.inputs is not None:
+        for name in ("preview_only", "frames"):
+            if getattr(arguments, name):
+                raise UsageError(
+                    f"{_option(name)} is of previews, and --inputs has none; drop one of the two"
+                )
+    if arguments.preview_only:
+        for name in (*STAGE2_OPTIONS, "consistency"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(
+                    f"{_option(name)} is of the detail, which --preview-only leaves out; drop one"
+                )
+    elif arguments.prompts is None or arguments.inputs is not None:
+        over = "--scenes" if arguments.inputs is None else "--inputs"
+        for name in STAGE1_OPTIONS:
+            if getattr(arguments, name) is not None:
+                raise UsageError(
+                    f"{_option(name)} is of the preview, and {over} starts behind it; use --detail-{name} or "
+                    + ("--preview-only" if over == "--scenes" else "--prompts alone")
+                )
+
+
+def choose_measures(names: Sequence[str] | None) -> tuple[Measure, ...]:
+    """Returns the measures of some names, all if None.
+
+    Raises:
+        UsageError: If there is none of a name.
+    """
+    from flashvideo.evaluation.measures import MEASURES
+
+    if names is None:
+        return MEASURES
+    known = [measure.name for measure in MEASURES]
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--measures must be among {', '.join(known)}, got {unknown[0]!r}")
+    return tuple(measure for measure in MEASURES if measure.name in names)
+
+
+def read_items(arguments: argparse.Namespace) -> list[Item]:
+    """Returns what settings are tried on.
+
+    Raises:
+        ValueError: In one sentence, what is wrong with a file or folder.
+    """
+    from flashvideo.evaluation.folders import read_prompts
+    from flashvideo.evaluation.sweep_items import input_items, prompt_items, scene_items
+
+    if arguments.scenes is not None:
+        return scene_items(arguments.scenes, preview_only=arguments.preview_only)
+    if arguments.inputs is None:
+        return prompt_items(arguments.prompts)
+    prompts = None if arguments.prompts is None else read_prompts(arguments.prompts)
+    items = input_items(arguments.inputs, references=arguments.references, prompts=prompts)
+    if arguments.detail_guidance is not None:
+        bare = [item.name for item in items if item.prompt is None]
+        if bare:
+            raise UsageError(
+                f"--detail-guidance is towards prompts, and {bare[0]} has none; add --prompts FILE"
+            )
+    return items
+
+
+def plan_sweep(
+    arguments: argparse.Namespace,
+    pipeline: FlashVideoPipeline,
+    items: Sequence[Item],
+    measures: tuple[Measure, ...],
+) -> Sweep:
+    """Completes the grid with the model's own settings.
+
+    Raises:
+        ValueError: If the model cannot do what is asked for.
+    """
+    from flashvideo.evaluation.grid import make_grid
+    from flashvideo.evaluation.sweep import Sweep
+    from flashvideo.pipelines.inputs import or_default
+    from flashvideo.shapes import check_num_frames
+
+    if not arguments.preview_only:
+        pipeline.check_has_stage2()
+    if arguments.frames is not None:
+        check_num_frames(arguments.frames, vae_config=pipeline.vae.config)
+    kind: Kind = (
+        "scenes" if arguments.scenes is not None else "prompts" if arguments.inputs is None else "inputs"
+    )
+    chosen, preset = grid_values(arguments, pipeline), pipeline.preset
+    return Sweep(
+        kind=kind,
+        items=tuple(items),
+        seeds=arguments.seed,
+        settings=make_grid(chosen, one_at_a_time=arguments.one_at_a_time),
+        preview_only=arguments.preview_only,
+        num_frames=None if kind == "inputs" else or_default(arguments.frames, preset.stage1.num_frames),
+        consistency=None
+        if arguments.preview_only
+        else or_default(arguments.consistency, preset.stage2.consistency),
+        measures=measures,
+    )
+
+
+def grid_values(arguments: argparse.Namespace, pipeline: FlashVideoPipeline) -> dict[str, Sequence[Value]]:
+    """Returns the values of each setting that applies, by its name; the model's own where none are given."""
+    from flashvideo.pipelines.sizes import REFERENCE, named_size, upscale_factor
+
+    preset = pipeline.preset
+    own: dict[str, Value] = {}
+    if arguments.preview_only or (arguments.prompts is not None and arguments.inputs is None):
+        own |= {"steps": preset.stage1.num_inference_steps, "guidance": preset.stage1.guidance_scale}
+    if not arguments.preview_only:
+        own |= {
+            "detail_steps": preset.stage2.num_inference_steps,
+            "noise_step": preset.stage2.noise_step,
+            "shift": float(pipeline.stage2_scheduler.shift),
+        }
+        if arguments.inputs is None or arguments.prompts is not None:
+            own["detail_guidance"] = preset.stage2.guidance_scale
+    if arguments.inputs is None:
+        sizes = [named_size(one, preset=preset) for one in arguments.size or (REFERENCE,)]
+        size: Sequence[Value] = [f"{width}x{height}" for height, width in sizes]
+    else:
+        size = [one.strip().lower() for one in arguments.size or (f"x{upscale_factor(preset)}",)]
+    return {"size": size, **{name: getattr(arguments, name) or (value,) for name, value in own.items()}}
+
+
+def open_sweep(arguments: argparse.Namespace, pipeline: FlashVideoPipeline, sweep: Sweep) -> SweepFolder:
+    """Opens the folder, new or to go on with.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    from flashvideo.evaluation.sweep_files import open_folder
+    from flashvideo.evaluation.sweep_making import check_videos
+
+    check_videos(pipeline, sweep.items, dict.fromkeys(setting.size for setting in sweep.settings))
+    conditions = describe_conditions(arguments, pipeline, sweep)
+    return open_folder(arguments.output, conditions, [item.as_dict() for item in sweep.items])
+
+
+def describe_conditions(
+    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, sweep: Sweep
+) -> Conditions:
+    """Returns what must be the same of all runs in a folder."""
+    import torch
+
+    from flashvideo.evaluation.machine import describe_machine
+    from flashvideo.evaluation.sweep_files import Conditions, model_fingerprint
+
+    folder = getattr(pipeline.config, "_name_or_path", None)
+    machine = describe_machine(str(pipeline.execution_device))
+    processor, accelerator = machine["processor"], machine["accelerator"]
+    return Conditions(
+        model={
+            "name": model_label(arguments.model),
+            "fingerprint": model_fingerprint(Path(folder)) if folder and Path(folder).is_dir() else None,
+            "version": __version__,
+        },
+        measurement=sweep.about(),
+        machine={
+            "device": pipeline.execution_device.type if accelerator is None else accelerator["name"],
+            **{f"processor {name}": processor[name] for name in ("name", "cores", "threads")},
+            "torch": torch.__version__,
+            "dtype": dtype_name(pipeline),
+            "weights": pipeline.weights,
+            "vram": arguments.vram,
+        },
+    )
+
+
+def run_all(
+    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, sweep: Sweep, folder: SweepFolder
+) -> None:
+    """Does the runs that are not there yet.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C, saying what is kept.
+    """
+    from flashvideo.evaluation.sweep import run_sweep
+
+    keys = list(sweep.run_keys())
+    shown = progress_is_shown(arguments.progress)
+    with StepProgress("sweep", len(keys), shown=shown, unit="run") as progress:
+        progress.begin(len({run.key for run in folder.runs} & set(keys)))
+        try:
+            run_sweep(
+                pipeline,
+                sweep,
+                folder,
+                model=model_label(arguments.model),
+                save_videos=arguments.save_videos,
+                on_run=progress.reach,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; {len(folder.runs)} finished runs are kept in {arguments.output}, and the same command "
+                "goes on from there"
+            ) from None
+
+
+def sum_up(folder: SweepFolder, measures: Sequence[Measure]) -> tuple[list[Path], int]:
+    """Writes tables and plots of all runs in the folder.
+
+    Returns:
+        The plots, and the number of settings.
+    """
+    from flashvideo.evaluation.sweep_plots import write_plots
+    from flashvideo.evaluation.sweep_summary import outcomes, uneven_counts, write_summary
+
+    found = outcomes(folder.runs)
+    if uneven_counts(found):
+        logger.warning(
+            "not all settings were tried on the same items with the same seeds, so their means are not of the same "
+            "videos; see the column runs of %s",
+            folder.path / "summary.md",
+        )
+    write_summary(folder.path, found, measures)
+    try:
+        return write_plots(folder.path, found, measures), len(found)
+    except ImportError as error:
+        logger.warning("%s; the tables are written without them", error)
+        return [], len(found)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
