@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from flashvideo.data.shapes_world import is_held_out
-from flashvideo.evaluation import suite
 from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_suite
 
 
@@ -18,25 +17,6 @@ def test_a_section_measures_finite_figures_and_repeats(pipeline, section):
         first, again = measure(pipeline, 0), measure(pipeline, 0)
     assert first == again and first
     assert all(np.isfinite(value) for value in first.values())
-
-
-def test_a_sweep_names_its_figures_by_the_setting(pipeline, monkeypatch):
-    monkeypatch.setattr(suite, "STEP_COUNTS", (1, 2))
-    with torch.no_grad():
-        record = suite.steps(pipeline, 0)
-    assert {"1_psnr", "2_psnr", "1_fidelity", "2_fidelity"} <= set(record)
-
-
-@pytest.mark.parametrize(
-    ("section", "values"), [("guidance", "GUIDANCE_SCALES"), ("preview_steps", "PREVIEW_STEP_COUNTS")]
-)
-def test_a_sweep_of_previews_reads_every_attribute_at_every_setting(pipeline, monkeypatch, section, values):
-    monkeypatch.setattr(suite, values, (1, 2))
-    with torch.no_grad():
-        record = SECTIONS[section][0](pipeline, 0)
-    names = ("color", "shape", "motion", "background", "all")
-    assert set(record) == {f"{value}_{name}" for value in (1, 2) for name in names}
-    assert set(record.values()) <= {0.0, 1.0}
 
 
 def test_readers_are_measured_on_truth_raw_and_compressed(pipeline):

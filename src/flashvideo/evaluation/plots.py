@@ -1,69 +1,18 @@
-r"""Plots of what the suite measured and of training curves, as PNG files. Needs matplotlib (the `evaluate` extra).
+"""Plots: what they have in common, and training curves. Needs matplotlib (the `evaluate` extra).
 
-python -m flashvideo.evaluation.plots --figures figures.json --curve stage1=runs/nano_stage1_4/curve.csv \
-        --output docs/images
+python -m flashvideo.evaluation.plots --curve stage1=runs/nano_stage1_4/curve.csv --output docs/images
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-SWEEPS = {
-    "steps": "Stage II steps",
-    "noise": "noise step of the latent degradation",
-    "guidance": "guidance scale",
-    "preview_steps": "Stage I steps",
-}
-PREVIEW_SWEEPS = ("guidance", "preview_steps")
-"""Sweeps whose figures are shares of prompts, shown in one panel."""
-PANELS = {
-    "psnr": "PSNR to truth, dB",
-    "gradient_energy": "gradient energy / truth",
-    "filter_bank": "filter-bank distance (lower is nearer)",
-    "gmsd": "GMSD (lower is nearer)",
-    "frame_difference": "error of frame differences",
-    "fidelity": "PSNR of the downsampled result, dB",
-}
 COLUMNS = 4
 """Most panels beside one another."""
-
-
-def sweep_series(summary: Mapping[str, Mapping[str, float]], figure: str) -> list[tuple[float, ...]]:
-    """The swept values with their means and intervals: rows (value, mean, low, high), in order of the value.
-
-    Args:
-        summary: one section of the suite's summary, with names such as "4_psnr".
-        figure: what was measured, such as "psnr".
-    """
-    rows = []
-    for name, entry in summary.items():
-        value, _, kind = name.partition("_")
-        if kind == figure:
-            rows.append((float(value), entry["mean"], entry["low"], entry["high"]))
-    return sorted(rows)
-
-
-def plot_sweep(summary: Mapping[str, Mapping[str, float]], section: str, path: Path) -> None:
-    """One panel per figure over the swept value, with 95 % intervals; attributes share one panel."""
-    attributes = dict.fromkeys(name.partition("_")[2] for name in summary if name != "seconds")
-    groups = [tuple(attributes)] if section in PREVIEW_SWEEPS else [(name,) for name in PANELS]
-    figure, axes = new_axes(len(groups))
-    for axis, names in zip(axes, groups, strict=True):
-        for name in names:
-            rows = sweep_series(summary, name)
-            values, means, lows, highs = zip(*rows, strict=True)
-            (line,) = axis.plot(values, means, marker="o", label=name)
-            axis.fill_between(values, lows, highs, color=line.get_color(), alpha=0.2)
-        axis.set_xlabel(SWEEPS[section])
-        axis.set_title("share read back right" if len(names) > 1 else PANELS[names[0]], fontsize=10)
-        if len(names) > 1:
-            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(figure, path)
 
 
 def plot_curve(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> None:
@@ -140,15 +89,16 @@ def save_figure(figure: Any, file: Path | BinaryIO, *, kind: str = "png", dpi: i
 
 def main() -> None:
     """Command line of the plots."""
-    parser = argparse.ArgumentParser(description="Plot the suite's sweeps and training curves.")
-    parser.add_argument("--figures", type=Path, help="JSON file of the suite")
-    parser.add_argument("--curve", action="append", default=[], metavar="NAME=FILE", help="a run's curve.csv")
+    parser = argparse.ArgumentParser(description="Plot training curves.")
+    parser.add_argument(
+        "--curve",
+        action="append",
+        required=True,
+        metavar="NAME=FILE",
+        help="a run's curve.csv; may be repeated",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the PNG files")
     arguments = parser.parse_args()
-    if arguments.figures:
-        summary = json.loads(arguments.figures.read_text())["summary"]
-        for section in SWEEPS.keys() & summary.keys():
-            plot_sweep(summary[section], section, arguments.output / f"{section}.png")
     for entry in arguments.curve:
         name, _, file = entry.partition("=")
         with open(file, newline="") as stream:

@@ -1,7 +1,7 @@
 """The figures of a small model on the procedural world: what README and model card report.
 
 Each section is a function of a pipeline that yields one record per clip; `run_suite` writes them to JSON as they
-come, so an interrupted run continues where it stopped, and `summarise` turns them into means with 95 % intervals.
+come, so an interrupted run continues where it stopped. Settings are tried against one another by `flashvideo sweep`.
 
     python -m flashvideo.evaluation.suite --output figures.json [--sections previews pairs] [--count N]
 
@@ -51,10 +51,6 @@ Record = dict[str, float]
 Section = Callable[[FlashVideoPipeline, int], Record]
 FIRST_SEED = 1_000_000_000
 """Seeds from here on belong to evaluation; training derives its own by hashing and never meets them."""
-STEP_COUNTS = (1, 2, 3, 4, 6, 8)
-NOISE_STEPS = (0, 2, 5, 10, 20, 40, 80)
-GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-PREVIEW_STEP_COUNTS = (3, 4, 6, 10, 20)
 
 
 def held_out_scene(index: int) -> Scene:
@@ -175,16 +171,6 @@ def pairs(pipeline: FlashVideoPipeline, index: int) -> Record:
     return record
 
 
-def steps(pipeline: FlashVideoPipeline, index: int) -> Record:
-    """Quality over the number of Stage II steps, on an exact pair."""
-    return _sweep(pipeline, index, "num_inference_steps", STEP_COUNTS)
-
-
-def noise(pipeline: FlashVideoPipeline, index: int) -> Record:
-    """Quality over the step of the latent degradation, on an exact pair (the manner of the paper's Table 10)."""
-    return _sweep(pipeline, index, "noise_step", NOISE_STEPS)
-
-
 def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
     """What keeping the input's coarse picture, and its stillness, do to Stage II's result on an exact pair."""
     scene, low, truth, edges = _pair(pipeline, index)
@@ -207,57 +193,13 @@ def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
     return record
 
 
-def _sweep(pipeline: FlashVideoPipeline, index: int, argument: str, values: tuple[int, ...]) -> Record:
-    scene, low, truth, edges = _pair(pipeline, index)
-    record: Record = {}
-    for value in values:
-        options: dict[str, Any] = {argument: value}
-        result: Any = pipeline.stage2(
-            low[None], full_caption(scene), generator=_generator(index), output_type="pt", **options
-        )
-        figures = compare(result.frames[0].float(), truth, edges)
-        record |= {f"{value}_{key}": figure for key, figure in figures.items()}
-        record[f"{value}_fidelity"] = downsampled_psnr(result.frames[0].float(), low).mean().item()
-    return record
-
-
-def guidance(pipeline: FlashVideoPipeline, index: int) -> Record:
-    """Prompt fidelity of the preview over the Stage I guidance scale."""
-    return _preview_sweep(pipeline, index, "guidance_scale", GUIDANCE_SCALES)
-
-
-def preview_steps(pipeline: FlashVideoPipeline, index: int) -> Record:
-    """Prompt fidelity of the preview over the number of Stage I steps."""
-    return _preview_sweep(pipeline, index, "num_inference_steps", PREVIEW_STEP_COUNTS)
-
-
-def _preview_sweep(
-    pipeline: FlashVideoPipeline, index: int, argument: str, values: tuple[float, ...]
-) -> Record:
-    scene = held_out_scene(10_000 + index)
-    record: Record = {}
-    for value in values:
-        options: dict[str, Any] = {argument: value}
-        result: Any = pipeline.stage1(
-            full_caption(scene), generator=_generator(index), output_type="pt", **options
-        )
-        found = agreement(read_clip(result.frames[0]), scene)
-        record |= {f"{value:g}_{name}": float(right) for name, right in found.items()}
-        record[f"{value:g}_all"] = float(all(found.values()))
-    return record
-
-
 SECTIONS: Mapping[str, tuple[Section, int]] = {
     "readers": (readers, 500),
     "vae": (vae, 12),
     "previews": (previews, 256),
     "finals": (finals, 64),
     "pairs": (pairs, 24),
-    "steps": (steps, 8),
-    "noise": (noise, 6),
     "consistency": (consistency, 24),
-    "guidance": (guidance, 48),
-    "preview_steps": (preview_steps, 64),
 }
 """What can be measured, and on how many clips by default."""
 
