@@ -34,7 +34,7 @@ SIZE, NUM_FRAMES = (
     (32, 48),
     9,
 )  # three latent frames: of an even number diffusers' decoder makes something else
-RATES = Rates(flops=1e9, bytes=1e9)
+RATES = Rates(flops=1e9, bytes=1e7)  # at which some phases wait for operations, and some for bytes
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_the_floor_of_a_whole_run_is_the_sum_of_its_phases(model):
     cost = run_cost(ModelConfigs.of(model), height=32, width=48, num_frames=NUM_FRAMES)
     row = bench(model, size=SIZE, num_frames=NUM_FRAMES, repeats=2, phases=["whole"])[0][0]
     assert row.flops == cost.flops
-    least = sum(max(one.flops, one.weight_bytes(4)) / 1e9 for one in cost.phases.values())
+    least = sum(max(one.flops / 1e9, one.weight_bytes(4) / 1e7) for one in cost.phases.values())
     assert row.floor_seconds == pytest.approx(least)
 
 
@@ -264,6 +264,13 @@ def test_a_record_survives_its_file_and_is_json(tmp_path):
     record = record_of([row_of([1.0, 2.0], [2.0, 2.0])])
     write_record(tmp_path / "a.json", record)
     assert read_record(tmp_path / "a.json") == json.loads(json.dumps(record))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_record_that_cannot_be_put_in_place_leaves_nothing(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError, match=r"a\.json"):
+        write_record(tmp_path / "a.json", record_of([]))
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -366,8 +373,8 @@ def test_rates_are_operations_and_bytes_over_seconds(monkeypatch):
 
 
 def test_a_floor_is_the_longer_of_operations_and_bytes():
-    assert RATES.floor_seconds(3 * 10**9, 10**9) == 3
-    assert RATES.floor_seconds(10**9, 2 * 10**9) == 2
+    assert RATES.floor_seconds(3 * 10**9, 10**7) == 3
+    assert RATES.floor_seconds(10**9, 2 * 10**7) == 2
 
 
 def test_a_commit_is_found_where_there_is_one_and_changes_are_said(tmp_path):
