@@ -8,12 +8,20 @@ import torch
 from flashvideo.data.captions import full_caption
 from flashvideo.data.shapes_world import render, sample_scene
 from flashvideo.evaluation import scoring
+from flashvideo.evaluation.dover import COLUMNS
 from flashvideo.evaluation.measures import MEASURES, Measure
 from flashvideo.evaluation.paper import quoted_rows
 from flashvideo.evaluation.report import as_markdown, build_report
 from flashvideo.evaluation.report_html import as_html
-from flashvideo.evaluation.scoring import Known, System, score_systems
-from flashvideo.video import write_video
+from flashvideo.evaluation.scoring import (
+    Known,
+    System,
+    merged,
+    score_systems,
+    score_with_dover,
+    upscale_inputs,
+)
+from flashvideo.video import save_image, write_video
 
 CHOSEN = tuple(m for m in MEASURES if m.name in ("psnr", "flicker", "gradient_energy", "color", "fidelity"))
 
@@ -155,3 +163,42 @@ def test_what_users_write_cannot_become_html(folders):
     text = as_html(build_report(systems, scores, CHOSEN), systems, scores, Known(), num_players=0)
     assert "<b>bold" not in text
     assert "&lt;b&gt;bold" in text
+
+
+def test_an_upscaler_is_a_system_like_any_other(folders):
+    first = System.read(folders / "dark")
+    known = Known.read([first], sources=folders / "small", references=folders / "truth")
+    made = upscale_inputs(first, known, "bicubic", folders / "made", device="cpu")
+    assert (made.label, list(made.videos)) == ("bicubic", ["0", "1", "2"])
+    scores = score_systems([first, made], known, CHOSEN, folders / "scores.jsonl", progress=False)
+    assert scores["bicubic"]["0"]["psnr"] > scores["dark"]["0"]["psnr"]
+
+
+def test_an_upscaler_needs_video_files(folders):
+    first = System.read(folders / "dark")
+    with pytest.raises(ValueError, match="an upscaler needs what the videos were made from"):
+        upscale_inputs(first, Known(), "bicubic", folders / "made", device="cpu")
+    (folders / "stills").mkdir()
+    for name in first.videos:
+        save_image(folders / "stills" / f"{name}.png", torch.zeros(3, 12, 20))
+    known = Known.read([first], sources=folders / "stills")
+    with pytest.raises(ValueError, match="the inputs have pictures: 0; write them as mp4"):
+        upscale_inputs(first, known, "bicubic", folders / "made", device="cpu")
+
+
+def test_dovers_scores_join_the_others_and_are_kept(folders, monkeypatch):
+    systems, calls = _systems(folders), []
+
+    def dover_scores(paths, **_):
+        calls.append(paths)
+        return {path.stem: {"technical": 10.0, "aesthetic": 90.0, "overall": 50.0} for path in paths}
+
+    monkeypatch.setattr(scoring, "dover_scores", dover_scores)
+    where = {"python": folders / "python", "repository": folders, "device": "cpu"}
+    for _ in range(2):
+        more = score_with_dover(systems, folders / "dover.jsonl", **where)
+    assert len(calls) == 2  # once for each system
+    scores = merged(_scores(folders), more)
+    assert scores["darker"]["2"]["dover_technical"] == 10
+    report = build_report(systems, scores, [*CHOSEN, *COLUMNS])
+    assert report["systems"][0]["figures"]["dover_aesthetic"]["mean"] == 90

@@ -54,7 +54,10 @@ def test_an_earlier_benchmark_is_compared_with(bench, tmp_path):
     bench("-o", tmp_path / "a.json")
     outcome = bench("--compare", tmp_path / "a.json")
     assert outcome.code == 0
-    assert "| phase | dtype | before | now | times as fast | reference, times as fast |" in outcome.out
+    assert (
+        "| phase | dtype | before | now | times as fast [95 %] | the reference | ours relative to it |"
+        in outcome.out
+    )
     data = json.loads(bench("--compare", tmp_path / "a.json", "--json").out)
     assert [change["phase"] for change in data["compared"]] == ["stage1"]
 

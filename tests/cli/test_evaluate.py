@@ -1,6 +1,7 @@
 """`flashvideo evaluate FOLDER...`."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -78,3 +79,38 @@ def test_what_is_missing_is_one_sentence(call, refusal, rows, monkeypatch, words
 def test_two_systems_of_one_name_are_wrong_usage(call, refusal, rows):
     sentence = refusal(call, "evaluate", rows / "near", rows / "near", "-o", rows / "report", code=2)
     assert "systems must have different names, got near, near; write NAME=FOLDER" in sentence
+
+
+def test_an_upscaler_is_one_row_more(call, rows):
+    for index in range(2):
+        (rows / "small").mkdir(exist_ok=True)
+        write_video(rows / "small" / f"{index}.mp4", torch.zeros(3, 3, 16, 24), frame_rate=8)
+    words = ("evaluate", rows / "near", "--inputs", rows / "small", "-o", rows / "report", "--players", "0")
+    outcome = call(*words, "--upscaler", "lanczos")
+    assert "near (2) | lanczos (2)" in outcome.out
+    assert (rows / "report" / "upscaled" / "lanczos" / "1.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--upscaler", "bicubic"), "--upscaler enlarges the inputs of the videos; add --inputs"),
+        (("--dover-python", "python"), "DOVER needs both --dover-python and --dover-repository"),
+    ],
+)
+def test_options_that_lack_one_another_are_wrong_usage(call, refusal, rows, words, sentence):
+    outcome = refusal(call, "evaluate", rows / "near", *words, "-o", rows / "report", code=2)
+    assert sentence in outcome
+
+
+def test_learned_metrics_name_the_extra_and_its_licence(call, refusal, rows, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    words = ("evaluate", rows / "near", "--learned", "musiq", "-o", rows / "report")
+    assert "PolyForm Noncommercial licence): pip install 'flashvideo[metrics]'" in refusal(call, *words)
+
+
+def test_without_opencv_the_warping_error_is_left_out_with_a_warning(call, rows, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    outcome = call("evaluate", rows / "near", "-o", rows / "report", "--players", "0", "--json")
+    assert "pip install 'flashvideo[evaluate]'" in outcome.err
+    assert "warping" not in json.loads(outcome.out)["report"]["measures"]

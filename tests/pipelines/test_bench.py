@@ -75,8 +75,18 @@ def test_whatever_stage1_has_the_reference_computes_the_same(model, tiny_transfo
     check_same_results(model, phases=["stage1", "whole"])
 
 
-def test_a_size_that_is_padded_and_cut_is_the_same_on_both_sides(model):
+def test_a_size_that_is_cut_is_the_same_on_both_sides(model):
     check_same_results(model, size=(41, 59), num_frames=1, phases=["stage2_encode", "stage2_decode", "whole"])
+
+
+def test_a_size_that_the_models_do_not_take_is_continued_alike(model, generator):
+    enlarged, padded, stage2 = (30, 45), (32, 48), model.stage2
+    preview = torch.rand(1, NUM_FRAMES, 3, 16, 24, generator=generator) * 2 - 1
+    noises = {name: torch.randn(1, 3, 8, 8, 12, generator=generator) for name in ("posterior_noise", "noise")}
+    theirs = PlainModel(model).encode(preview, enlarged, padded, **noises)
+    pixels = stage2.prepare_pixels(preview, *enlarged)
+    ours = stage2.prepare_latents(pixels, model.preset.stage2.noise_step, **noises)
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_unguided_runs_and_random_models_are_the_same_on_both_sides(toy_pipeline):
@@ -319,8 +329,10 @@ def test_a_comparison_tells_what_has_changed_and_what_the_machine_has_to_do_with
     assert change["phase"] == "stage1"
     assert change["ours"] == {"before": 2, "now": 1, "times_as_fast": 2, "interval": (2, 2)}
     assert change["reference"]["times_as_fast"] == 2
+    assert change["relative"] == {"times_as_fast": pytest.approx(1), "interval": pytest.approx((1, 1))}
     table = as_comparison_table([change], before)
-    assert "| stage1 | float32 | 2 s | 1 s | 2.00 [2.00, 2.00] | 2.00 [2.00, 2.00] |" in table
+    expected = "| stage1 | float32 | 2 s | 1 s | 2.00 [2.00, 2.00] | 2.00 [2.00, 2.00] | 1.00 [1.00, 1.00] |"
+    assert expected in table
 
 
 def test_a_speedup_has_an_interval_that_covers_it():
@@ -335,8 +347,8 @@ def test_a_speedup_has_an_interval_that_covers_it():
 def test_a_phase_whose_reference_failed_is_compared_by_ours_alone():
     row = dataclasses.replace(row_of([1.0, 1.0], [1.0, 1.0]), reference=None)
     (change,) = compare(record_of([row]), record_of([row]))
-    assert change["reference"] is None
-    assert as_comparison_table([change], record_of([])).endswith("| 1.00 [1.00, 1.00] |  |")
+    assert (change["reference"], change["relative"]) == (None, None)
+    assert as_comparison_table([change], record_of([])).endswith("| 1.00 [1.00, 1.00] | ? | ? |")
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

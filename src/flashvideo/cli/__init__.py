@@ -33,7 +33,19 @@ from flashvideo.cli.results import Result
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = (generate, enhance, evaluate, evaluate_vbench, train, convert, plan, sweep, bench, info, doctor)
+COMMANDS = (
+    generate,
+    enhance,
+    evaluate,
+    evaluate_vbench,
+    sweep,
+    bench,
+    train,
+    convert,
+    plan,
+    info,
+    doctor,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,8 +13,10 @@ from flashvideo.cli.messages import progress_is_shown
 from flashvideo.cli.results import Phases, Result
 
 if TYPE_CHECKING:
-    from flashvideo.evaluation.measures import Measure
-    from flashvideo.evaluation.scoring import System
+    from collections.abc import Sequence
+
+    from flashvideo.evaluation.measures import Column, Measure
+    from flashvideo.evaluation.scoring import Known, System
 
 QUOTED_TABLES = ("enhancers", "vbench_long")
 NUM_PLAYERS = 6
@@ -64,6 +66,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="NumPy archive with the model of pristine photographs (default: the package's own)",
     )
     parser.add_argument(
+        "--upscaler",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="one system more, made from --inputs: bilinear, bicubic, lanczos, or weights that spandrel reads; "
+        "may be repeated",
+    )
+    parser.add_argument(
         "--quoted",
         action="append",
         default=[],
@@ -77,33 +87,59 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="so many videos are put into report.html, side by side (default: %(default)s)",
     )
+    _add_learned(parser)
     shared.add_device(parser)
     shared.add_progress(parser)
     shared.add_common(parser)
     parser.set_defaults(run=run)
 
 
+def _add_learned(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("metrics that networks learned; not for commercial use")
+    group.add_argument(
+        "--learned",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a metric of pyiqa, such as musiq, maniqa, clipiqa, or with --references lpips, dists; may be repeated",
+    )
+    group.add_argument(
+        "--learned-weights",
+        type=Path,
+        metavar="DIR",
+        help="folder with NAME.pth for each of them (default: pyiqa downloads them)",
+    )
+    group.add_argument("--dover-python", type=Path, metavar="FILE", help="python of DOVER's own environment")
+    group.add_argument("--dover-repository", type=Path, metavar="DIR", help="folder of DOVER's repository")
+
+
 def run(arguments: argparse.Namespace) -> Result:
     """Scores the videos and writes the report.
 
     Raises:
-        UsageError: If two systems have one name.
+        UsageError: If two systems have one name, or options lack one another.
         ValueError: If a video or what belongs to it is missing or does not fit.
     """
     from flashvideo.cli.model import use_threads
 
+    if (arguments.dover_python is None) != (arguments.dover_repository is None):
+        raise UsageError("DOVER needs both --dover-python and --dover-repository; give the other one too")
+    if arguments.upscaler and arguments.inputs is None:
+        raise UsageError("--upscaler enlarges the inputs of the videos; add --inputs")
     check_folder(arguments.output)
     with use_threads(arguments.threads):
         return _evaluate(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> Result:
+    from flashvideo.evaluation.dover import COLUMNS
     from flashvideo.evaluation.folders import read_prompts
     from flashvideo.evaluation.paper import quoted_rows
     from flashvideo.evaluation.records import write_json, write_text
     from flashvideo.evaluation.report import as_markdown, build_report
     from flashvideo.evaluation.report_html import as_html
-    from flashvideo.evaluation.scoring import Known, score_systems
+    from flashvideo.evaluation.scoring import Known, merged, score_systems, score_with_dover
+    from flashvideo.pipelines.devices import choose_device
 
     phases, output = Phases(), arguments.output
     systems = read_systems(arguments.systems)
@@ -113,8 +149,13 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         sources=arguments.inputs,
         prompts=None if arguments.prompts is None else read_prompts(arguments.prompts),
     )
-    measures = choose_measures(arguments)
+    device = str(choose_device(arguments.device))
+    measures = choose_measures(arguments, device)
     output.mkdir(parents=True, exist_ok=True)
+    if arguments.upscaler:
+        with phases("upscale"):
+            systems += make_upscaled(arguments, systems[0], known, device)
+    check_labels(systems)
     with phases("score"):
         scores = score_systems(
             systems,
@@ -123,9 +164,20 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
             output / "scores.jsonl",
             progress=progress_is_shown(arguments.progress),
         )
+    columns: list[Column] = [*measures]
+    if arguments.dover_python is not None:
+        with phases("dover"):
+            more = score_with_dover(
+                systems,
+                output / "dover.jsonl",
+                python=arguments.dover_python,
+                repository=arguments.dover_repository,
+                device=device,
+            )
+        scores, columns = merged(scores, more), [*columns, *COLUMNS]
     with phases("report"):
         quoted = [row for table in arguments.quoted for row in quoted_rows(table)]
-        report = build_report(systems, scores, measures, quoted)
+        report = build_report(systems, scores, columns, quoted)
         write_json(output / "report.json", report)
         write_text(output / "report.md", as_markdown(report))
         write_text(
@@ -151,23 +203,48 @@ def read_systems(words: list[str]) -> list[System]:
         name, equals, folder = word.partition("=")
         given = bool(equals) and not Path(word).exists()
         systems.append(System.read(Path(folder if given else word), name if given else None))
-    labels = [system.label for system in systems]
-    if len(set(labels)) < len(labels):
-        raise UsageError(f"systems must have different names, got {', '.join(labels)}; write NAME=FOLDER")
+    check_labels(systems)
     return systems
 
 
-def choose_measures(arguments: argparse.Namespace) -> list[Measure]:
+def check_labels(systems: Sequence[System]) -> None:
+    """Checks that systems can be told apart.
+
+    Raises:
+        UsageError: If two have one name.
+    """
+    labels = [system.label for system in systems]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"systems must have different names, got {', '.join(labels)}; write NAME=FOLDER")
+
+
+def make_upscaled(arguments: argparse.Namespace, system: System, known: Known, device: str) -> list[System]:
+    """Makes the systems of `--upscaler`, in the output's folder `upscaled`."""
+    from flashvideo.evaluation.scoring import upscale_inputs
+
+    folder = arguments.output / "upscaled"
+    return [
+        upscale_inputs(system, known, method, folder / Path(method).stem, device=device)
+        for method in arguments.upscaler
+    ]
+
+
+def choose_measures(arguments: argparse.Namespace, device: str) -> list[Measure]:
     """Returns the measures that were asked for.
 
     Raises:
-        ValueError: If parameters of one cannot be read.
+        ImportError: If pyiqa is needed and missing.
+        ValueError: If parameters or weights of one cannot be read.
     """
-    from flashvideo.evaluation.measures import MEASURES, niqe_measure
+    from flashvideo.evaluation.measures import available_measures, niqe_measure
     from flashvideo.evaluation.metrics import Pristine
 
-    measures = list(MEASURES)
+    measures = list(available_measures())
     if (path := arguments.niqe_parameters) is not None:
         own = niqe_measure(Pristine.read(path), variant=f"parameters {path.name}")
         measures = [own if measure.name == own.name else measure for measure in measures]
+    if arguments.learned:
+        from flashvideo.evaluation.learned import learned_measures
+
+        measures += learned_measures(arguments.learned, device, weights=arguments.learned_weights)
     return measures

@@ -221,14 +221,14 @@ def choose_measures(names: Sequence[str] | None) -> tuple[Measure, ...]:
     Raises:
         UsageError: If there is none of a name.
     """
-    from flashvideo.evaluation.measures import MEASURES
+    from flashvideo.evaluation.measures import available_measures
 
     if names is None:
-        return MEASURES
-    known = [measure.name for measure in MEASURES]
+        return available_measures()
+    known = [measure.name for measure in available_measures()]
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"--measures must be among {', '.join(known)}, got {unknown[0]!r}")
-    return tuple(measure for measure in MEASURES if measure.name in names)
+    return tuple(measure for measure in available_measures() if measure.name in names)
 
 
 def read_items(arguments: argparse.Namespace) -> list[Item]:

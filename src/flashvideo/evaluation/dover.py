@@ -3,10 +3,10 @@
 DOVER (Wu et al., "Exploring video quality assessment on user generated contents from aesthetic and technical
 perspectives", 2023) pins an old torch, so that it cannot be imported here. Set it up once::
 
-    git clone https://github.com/VQAssessment/DOVER.git    # and its weights into pretrained_weights, as its README says
-    python3.8 -m venv dover-env && dover-env/bin/pip install ./DOVER
+    git clone https://github.com/VQAssessment/DOVER.git
+    python3 -m venv dover-env && dover-env/bin/pip install ./DOVER    # with a Python that its torch still exists for
 
-and give the python of that environment and the folder of the repository.
+put its weights where its README says, and give the python of that environment and the folder of the repository.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from flashvideo.evaluation.measures import Column
+
 SCRIPT = "evaluate_a_set_of_videos.py"
 SCORES = ("aesthetic", "technical", "overall")
 """In the order of the script's columns, after the path."""
+COLUMNS = tuple(
+    Column(name=f"dover_{score}", label=f"DOVER {score}", better="higher")
+    for score in ("technical", "aesthetic")
+)
 _KEPT_OF_ERROR = 300  # characters
 
 

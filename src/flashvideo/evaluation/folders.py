@@ -63,6 +63,15 @@ class VideoFile:
         return torch.stack(frames)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width; of pictures those of the first."""
+        if self.is_video:
+            info = probe_video(self.paths[0])
+            return info.height, info.width
+        with Image.open(self.paths[0]) as image:
+            return image.height, image.width
+
+    @property
     def frame_rate(self) -> Fraction:
         """Frames per second; `FRAME_RATE` for pictures."""
         return probe_video(self.paths[0]).frame_rate if self.is_video else FRAME_RATE

@@ -61,8 +61,12 @@ def learned_measures(
     """
     try:
         import pyiqa
-    except ImportError as error:
-        reason = "is not installed" if error.name == "pyiqa" else f"cannot be imported ({error})"
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torchvision raises the latter beside another build of torch
+        missing = isinstance(error, ImportError) and error.name == "pyiqa"
+        reason = "is not installed" if missing else f"cannot be imported ({error})"
         raise ImportError(
             f"learned metrics need pyiqa, which {reason}; it is for noncommercial use (PolyForm Noncommercial "
             "licence): pip install 'flashvideo[metrics]'"

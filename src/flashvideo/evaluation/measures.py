@@ -9,6 +9,8 @@ Shapes: F frames of H x W pixels in [-1, 1]; h x w of what a video was made from
 from __future__ import annotations
 
 import functools
+import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +36,9 @@ from flashvideo.evaluation.metrics import (
     temporal_flickering,
 )
 from flashvideo.evaluation.metrics.niqe import BLOCK, Pristine
+from flashvideo.evaluation.optical_flow import warping
+
+logger = logging.getLogger(__name__)
 
 MOST_FRAMES = 8
 """So many frames of a video are looked at one by one."""
@@ -88,8 +93,8 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """One number that a video gets."""
+class Column:
+    """A number of videos, as tables and plots show it."""
 
     name: str
     """Key in files, such as `niqe`."""
@@ -100,12 +105,6 @@ class Measure:
     better: Better
     """Which values are good; `neither` where that depends on what is shown."""
 
-    compute: Callable[[Subject], float | None]
-    """The number; None where it means nothing, as motion of a single frame."""
-
-    needs: Need = ""
-    """What must be known beside the video."""
-
     unit: str = ""
     """Of the number, if it has one."""
 
@@ -114,6 +113,17 @@ class Measure:
 
     variant: str = ""
     """What else its numbers depend on, such as the parameters of a model: numbers of two variants are never mixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Column):
+    """One number that a video gets here."""
+
+    compute: Callable[[Subject], float | None]
+    """The number; None where it means nothing, as motion of a single frame."""
+
+    needs: Need = ""
+    """What must be known beside the video."""
 
     def applies_to(self, subject: Subject) -> bool:
         """Whether all that is needed is known."""
@@ -125,14 +135,14 @@ def score(subject: Subject, measures: Sequence[Measure] | None = None) -> dict[s
 
     Args:
         subject: The video.
-        measures: With what; `MEASURES` if None.
+        measures: With what; all that are there if None.
 
     Returns:
         A number by the name of each measure that applies.
     """
     numbers = {}
     with torch.no_grad():
-        for measure in MEASURES if measures is None else measures:
+        for measure in available_measures() if measures is None else measures:
             if measure.applies_to(subject) and (number := measure.compute(subject)) is not None:
                 numbers[measure.name] = number
     return numbers
@@ -271,6 +281,12 @@ MEASURES: tuple[Measure, ...] = (
         compute=_in_time(temporal_flickering, least_frames=2),
     ),
     Measure(
+        name="warping",
+        label="warping error E* (10⁻³)",
+        better="lower",
+        compute=warping,
+    ),
+    Measure(
         name="psnr",
         label="PSNR",
         better="higher",
@@ -333,4 +349,14 @@ MEASURES: tuple[Measure, ...] = (
         for name, label in AGREEMENTS.items()
     ),
 )
-"""All that is computed without a network and without anything beyond the package."""
+"""All that is computed without a network's weights."""
+
+
+def available_measures() -> tuple[Measure, ...]:
+    """Returns `MEASURES`, without the warping error where OpenCV is not installed, which is warned of."""
+    if importlib.util.find_spec("cv2") is not None:
+        return MEASURES
+    logger.warning(
+        "the warping error is left out, since OpenCV is not installed; pip install 'flashvideo[evaluate]'"
+    )
+    return tuple(measure for measure in MEASURES if measure.compute is not warping)

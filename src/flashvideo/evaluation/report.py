@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flashvideo import __version__
-from flashvideo.evaluation.measures import Better, Measure
+from flashvideo.evaluation.measures import Better, Column
 from flashvideo.evaluation.paper import QuotedRow
 from flashvideo.evaluation.scoring import Scores, System
 from flashvideo.evaluation.summary import Difference, Record, difference, summarise
@@ -25,7 +25,7 @@ Report = dict[str, Any]
 def build_report(
     systems: Sequence[System],
     scores: Scores,
-    measures: Sequence[Measure],
+    measures: Sequence[Column],
     quoted: Sequence[QuotedRow] = (),
 ) -> Report:
     """Puts a comparison together.
@@ -80,7 +80,7 @@ def build_report(
 
 
 def compare(
-    ours: Mapping[str, Record], theirs: Mapping[str, Record], measures: Sequence[Measure]
+    ours: Mapping[str, Record], theirs: Mapping[str, Record], measures: Sequence[Column]
 ) -> dict[str, dict[str, Any]]:
     """Compares two systems on the videos that both have.
 
@@ -106,7 +106,7 @@ def compare(
     return found
 
 
-def _comparable(value: float, measure: Measure) -> float:
+def _comparable(value: float, measure: Column) -> float:
     return abs(math.log(max(value, 1e-9))) if measure.better == "one" else value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from flashvideo import __version__
+from flashvideo.evaluation.dover import COLUMNS, dover_scores
 from flashvideo.evaluation.folders import VideoFile, check_one_setting, find_videos, match
 from flashvideo.evaluation.measures import MOST_FRAMES, Measure, Subject, score
 from flashvideo.evaluation.records import append_record, read_records
 from flashvideo.evaluation.summary import Record
+from flashvideo.evaluation.upscalers import CLASSICAL, upscale_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +182,87 @@ def score_systems(
             )
         scores[label][video.name] = done[fingerprint]
     return scores
+
+
+def score_with_dover(
+    systems: Sequence[System], records: Path, *, python: Path, repository: Path, device: str
+) -> Scores:
+    """Scores all videos with DOVER; see `flashvideo.evaluation.dover`.
+
+    Args:
+        systems: The systems; their videos must be video files.
+        records: JSON Lines; what it holds already is not computed again.
+        python: The interpreter of DOVER's environment.
+        repository: Folder of DOVER's repository.
+        device: Where it runs.
+
+    Returns:
+        Numbers of the columns `flashvideo.evaluation.dover.COLUMNS`.
+
+    Raises:
+        ValueError: If a video is pictures, or DOVER fails.
+    """
+    done = {record["fingerprint"]: record["scores"] for record in read_records(records)}
+    scores: dict[str, dict[str, Record]] = {}
+    for system in systems:
+        _check_video_files(system.videos.values(), f"DOVER, and {system.label}")
+        digests = {name: video.digest() for name, video in system.videos.items()}
+        missing = [name for name, digest in digests.items() if digest not in done]
+        if missing:
+            paths = [system.videos[name].paths[0] for name in missing]
+            found = dover_scores(paths, python=python, repository=repository, device=device)
+            for name in missing:
+                numbers = {column.name: found[name][column.name.removeprefix("dover_")] for column in COLUMNS}
+                done[digests[name]] = numbers
+                append_record(
+                    records,
+                    {"system": system.label, "video": name, "fingerprint": digests[name], "scores": numbers},
+                )
+        scores[system.label] = {name: done[digest] for name, digest in digests.items()}
+    return scores
+
+
+def merged(one: Scores, other: Scores) -> Scores:
+    """Returns the numbers of both."""
+    return {
+        label: {name: {**record, **other.get(label, {}).get(name, {})} for name, record in videos.items()}
+        for label, videos in one.items()
+    }
+
+
+def upscale_inputs(system: System, known: Known, method: str, folder: Path, *, device: str) -> System:
+    """Makes a system of an upscaler, from the inputs of another system's videos, in their sizes.
+
+    Args:
+        system: Its videos give names and sizes.
+        known: With sources, which must be video files.
+        method: For `flashvideo.evaluation.upscalers.load_upscaler`.
+        folder: Where to; what it holds already is not made again.
+        device: Where a network runs.
+
+    Returns:
+        The system, called by the method, or by the name of its file.
+
+    Raises:
+        ImportError: If spandrel is needed and missing.
+        ValueError: If there are no sources, a source is not a video file, or the method is none.
+    """
+    if known.sources is None:
+        raise ValueError("an upscaler needs what the videos were made from; give their inputs")
+    sources = {name: known.sources[name] for name in system.videos}
+    _check_video_files(sources.values(), "an upscaler, and the inputs")
+    sizes = {sources[name].paths[0]: video.size for name, video in system.videos.items()}
+    outputs = upscale_folder(list(sizes), folder, lambda path: sizes[path], method, device=device)
+    return System(
+        label=method if method in CLASSICAL else Path(method).stem,
+        videos={path.stem: VideoFile(name=path.stem, paths=(path,)) for path in outputs},
+        setting={"upscaler": Path(method).name},
+    )
+
+
+def _check_video_files(videos: Iterable[VideoFile], what: str) -> None:
+    for video in videos:
+        if not video.is_video:
+            raise ValueError(
+                f"video files are needed for {what} have pictures: {video.name}; write them as mp4"
+            )

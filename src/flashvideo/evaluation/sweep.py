@@ -15,7 +15,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flashvideo import __version__
 from flashvideo.evaluation.grid import Setting
-from flashvideo.evaluation.measures import MEASURES, Measure, Subject, score
+from flashvideo.evaluation.measures import Measure, Subject, available_measures, score
 from flashvideo.evaluation.sweep_cost import Counted, add_counts, detail_cost, preview_cost
 from flashvideo.evaluation.sweep_files import Cost, Run, RunKey, SweepFolder, short_hash
 from flashvideo.evaluation.sweep_items import Item, Kind
@@ -82,7 +82,7 @@ class Sweep:
     consistency: bool | None = None
     """Whether results keep their source's coarse picture; the model's own if None."""
 
-    measures: tuple[Measure, ...] = MEASURES
+    measures: tuple[Measure, ...] = field(default_factory=available_measures)
     """What results are scored with."""
 
     @property

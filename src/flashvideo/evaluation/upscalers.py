@@ -145,8 +145,12 @@ def _load_network(path: Path, device: torch.device) -> Upscaler:
         )
     try:
         import spandrel
-    except ImportError as error:
-        reason = "is not installed" if error.name == "spandrel" else f"cannot be imported ({error})"
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torchvision raises the latter beside another build of torch
+        missing = isinstance(error, ImportError) and error.name == "spandrel"
+        reason = "is not installed" if missing else f"cannot be imported ({error})"
         raise ImportError(
             f"an upscaling network needs spandrel, which {reason}; pip install 'flashvideo[upscale]'"
         ) from None
