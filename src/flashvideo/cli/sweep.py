@@ -97,7 +97,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAMES",
         help="comma-separated names of what to score with (default: all that apply)",
     )
-    parser.add_argument("--save-videos", action="store_true", help="keep the results, in DIR/videos")
+    parser.add_argument(
+        "--save-videos", action="store_true", help="keep the results of new runs, in DIR/videos"
+    )
     shared.add_model_options(parser)
     shared.add_progress(parser)
     shared.add_common(parser)

@@ -6,11 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 Value = str | int | float
-
-Stage = Literal["stage1", "stage2", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +21,15 @@ class Axis:
     label: str
     """For tables and plots."""
 
-    stage: Stage
-    """Which stage it changes."""
-
-    @property
-    def option(self) -> str:
-        """The option of `flashvideo sweep`."""
-        return "--" + self.name.replace("_", "-")
-
 
 AXES: tuple[Axis, ...] = (
-    Axis(name="size", label="size", stage="both"),
-    Axis(name="steps", label="Stage I steps", stage="stage1"),
-    Axis(name="guidance", label="Stage I guidance", stage="stage1"),
-    Axis(name="detail_steps", label="Stage II steps", stage="stage2"),
-    Axis(name="noise_step", label="noise step", stage="stage2"),
-    Axis(name="shift", label="time shift", stage="stage2"),
-    Axis(name="detail_guidance", label="Stage II guidance", stage="stage2"),
+    Axis(name="size", label="size"),
+    Axis(name="steps", label="Stage I steps"),
+    Axis(name="guidance", label="Stage I guidance"),
+    Axis(name="detail_steps", label="Stage II steps"),
+    Axis(name="noise_step", label="noise step"),
+    Axis(name="shift", label="time shift"),
+    Axis(name="detail_guidance", label="Stage II guidance"),
 )
 """In the order in which settings are named."""
 
@@ -101,10 +91,6 @@ class Setting:
     def has(self, axis: Axis) -> bool:
         """Whether an axis applies."""
         return self.value(axis) is not None
-
-    def stage1(self) -> tuple[Value | None, ...]:
-        """Returns what a preview depends on, size aside."""
-        return (self.steps, self.guidance)
 
 
 def value_text(value: Value | None) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ from flashvideo.pipelines.settings import EnhanceSettings
 from flashvideo.pipelines.sizes import named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.video import generation_metadata, write_video
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
 """Called with the number of runs that are done."""
@@ -159,11 +162,15 @@ def run_sweep(
     for done, (name, seed, setting) in enumerate(pending, len(keys) - len(pending) + 1):
         item = items[name]
         made = maker.make(item, seed, setting)
+        source = None if sweep.preview_only else made.start.source
+        if source is None and not sweep.preview_only:
+            logger.warning(
+                "results of size %s are not compared with what they are made from: they are smaller, or whole pixels "
+                "of it are not what is kept",
+                setting.size,
+            )
         subject = Subject(
-            frames=made.frames,
-            reference=made.start.reference,
-            source=None if sweep.preview_only else made.start.source,
-            prompt=item.prompt,
+            frames=made.frames, reference=made.start.reference, source=source, prompt=item.prompt
         )
         scores = score(subject, sweep.measures)
         video = None

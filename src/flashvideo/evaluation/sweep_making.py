@@ -7,7 +7,6 @@ encoder.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from flashvideo.pipelines.sizes import crop_offset, named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.pipelines.workload import Workload
 from flashvideo.video import probe_video
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
