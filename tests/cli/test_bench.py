@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flashvideo.cli import bench as command
-from flashvideo.evaluation import bench as bench_module
-from flashvideo.evaluation.bench_cases import BENCH_PHASES
-from flashvideo.evaluation.rates import Rates
+from flashvideo.evaluation.bench import running as bench_module
+from flashvideo.evaluation.bench.cases import BENCH_PHASES
+from flashvideo.evaluation.bench.rates import Rates
 
 
 @pytest.fixture(autouse=True)

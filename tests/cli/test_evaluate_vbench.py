@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flashvideo.evaluation.vbench import DIMENSIONS
-from flashvideo.evaluation.vbench_prompts import video_seed
+from flashvideo.evaluation.vbench.prompts import video_seed
+from flashvideo.evaluation.vbench.totals import DIMENSIONS
 from flashvideo.video import read_metadata
 
 SMALL = ("--frames", 1, "--steps", 1, "--detail-steps", 1)
@@ -275,7 +275,7 @@ def test_no_video_that_holds_still_is_a_sentence(judge, standin):
 
 
 def test_ctrl_c_while_vbench_runs_keeps_what_is_done(judge, monkeypatch, tmp_path):
-    from flashvideo.evaluation import vbench_run
+    from flashvideo.evaluation.vbench import running as vbench_run
 
     assert judge("--dimensions", "color").code == 0
     start = vbench_run.subprocess.run
@@ -334,7 +334,7 @@ def clone(tmp_path):
 @pytest.fixture
 def videos_first(monkeypatch):
     """Whatever file system the tests run on, it lists videos before folders."""
-    monkeypatch.setattr("flashvideo.evaluation.vbench_run._first_listed", lambda folder: "a-0.mp4")
+    monkeypatch.setattr("flashvideo.evaluation.vbench.running._first_listed", lambda folder: "a-0.mp4")
 
 
 def test_vbench_long_is_run_out_of_its_repository_on_links(judge, calls, clone, tmp_path, videos_first):
@@ -365,7 +365,7 @@ def test_clips_of_other_videos_are_not_taken_again(judge, clone, tmp_path, video
 
 
 def test_a_file_system_that_vbench_long_cannot_read_is_named(judge, clone, monkeypatch):
-    monkeypatch.setattr("flashvideo.evaluation.vbench_run._first_listed", lambda folder: "split_clip")
+    monkeypatch.setattr("flashvideo.evaluation.vbench.running._first_listed", lambda folder: "split_clip")
     sentence = judge("--long", clone, "--dimensions", "color").err
     assert "is listed by its file system with the folder of clips first" in sentence
 

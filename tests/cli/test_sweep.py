@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flashvideo.evaluation import sweep as sweep_module
+from flashvideo.evaluation.sweep import running as sweep_module
 from flashvideo.video import read_metadata
 
 PROMPT = "a red circle moves left"

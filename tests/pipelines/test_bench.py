@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from flashvideo.evaluation import bench as bench_module
-from flashvideo.evaluation import rates as rates_module
-from flashvideo.evaluation.bench import Row, Side, bench
-from flashvideo.evaluation.bench_cases import BENCH_PHASES, Workbench, cases
-from flashvideo.evaluation.bench_reference import PlainModel, PlainTransformer
-from flashvideo.evaluation.bench_report import (
+from flashvideo.evaluation.bench import rates as rates_module
+from flashvideo.evaluation.bench import running as bench_module
+from flashvideo.evaluation.bench.cases import BENCH_PHASES, Workbench, cases
+from flashvideo.evaluation.bench.plain import PlainModel, PlainTransformer
+from flashvideo.evaluation.bench.rates import Rates, measure_rates
+from flashvideo.evaluation.bench.report import (
     SCHEMA,
     as_comparison_table,
     as_table,
@@ -23,10 +23,10 @@ from flashvideo.evaluation.bench_report import (
     speedup,
     write_record,
 )
+from flashvideo.evaluation.bench.running import Row, Side, bench
 from flashvideo.evaluation.cost import run_cost
 from flashvideo.evaluation.machine import describe_machine, describe_software, git_commit, is_busy
 from flashvideo.evaluation.phases import random_pipeline
-from flashvideo.evaluation.rates import Rates, measure_rates
 from flashvideo.pipelines.footprint import ModelConfigs
 
 WORDS = ["a", "striped", "red", "star", "spinning", "over", "grass"]

@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from flashvideo.evaluation.grid import Setting, make_grid
 from flashvideo.evaluation.measures import Measure
-from flashvideo.evaluation.sweep import Maker, Sweep, run_sweep
-from flashvideo.evaluation.sweep_files import Conditions, model_fingerprint, open_folder, read_runs
-from flashvideo.evaluation.sweep_items import Item, input_items, scene_items
-from flashvideo.evaluation.sweep_making import check_videos
+from flashvideo.evaluation.sweep.files import Conditions, model_fingerprint, open_folder, read_runs
+from flashvideo.evaluation.sweep.grid import Setting, make_grid
+from flashvideo.evaluation.sweep.items import Item, input_items, scene_items
+from flashvideo.evaluation.sweep.making import check_videos
+from flashvideo.evaluation.sweep.running import Maker, Sweep, run_sweep
 from flashvideo.video import probe_video, read_metadata, read_video, write_video
 
 PROMPT = "a red circle moves left"

@@ -22,8 +22,8 @@ from flashvideo.presets import FLASHVIDEO, NANO
 if TYPE_CHECKING:
     import torch
 
-    from flashvideo.evaluation.bench import Row
-    from flashvideo.evaluation.rates import Rates
+    from flashvideo.evaluation.bench.rates import Rates
+    from flashvideo.evaluation.bench.running import Row
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> Result:
     Raises:
         ValueError: In one sentence, what is wrong.
     """
-    from flashvideo.evaluation.bench_report import (
+    from flashvideo.evaluation.bench.report import (
         as_comparison_table,
         as_table,
         check_comparable,
@@ -159,8 +159,8 @@ def _subject(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure(arguments: argparse.Namespace, subject: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from flashvideo.evaluation.bench import bench
-    from flashvideo.evaluation.bench_report import make_record
+    from flashvideo.evaluation.bench.report import make_record
+    from flashvideo.evaluation.bench.running import bench
     from flashvideo.evaluation.machine import describe_software, is_busy, load_average
     from flashvideo.pipelines.loading import choose_dtype
 

@@ -136,8 +136,8 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
     from flashvideo.evaluation.folders import read_prompts
     from flashvideo.evaluation.paper import quoted_rows
     from flashvideo.evaluation.records import write_json, write_text
-    from flashvideo.evaluation.report import as_markdown, build_report
-    from flashvideo.evaluation.report_html import as_html
+    from flashvideo.evaluation.report.comparison import as_markdown, build_report
+    from flashvideo.evaluation.report.html import as_html
     from flashvideo.evaluation.scoring import Known, merged, score_systems, score_with_dover
     from flashvideo.pipelines.devices import choose_device
 

@@ -19,7 +19,7 @@ from flashvideo.cli.results import Phases, Result
 from flashvideo.cli.vbench_judging import Request, judge, make_table, show_commands, write_table
 
 if TYPE_CHECKING:
-    from flashvideo.evaluation.vbench_prompts import PlannedVideo
+    from flashvideo.evaluation.vbench.prompts import PlannedVideo
 
 COMMAND = "evaluate-vbench"
 """Name of the command; `evaluate vbench` at the start of a command line means it."""
@@ -120,7 +120,7 @@ def dimension(text: str) -> str:
     >>> dimension("human_action")
     'human action'
     """
-    from flashvideo.evaluation.vbench import DIMENSIONS
+    from flashvideo.evaluation.vbench.totals import DIMENSIONS
 
     name, names = text.replace("_", " "), [known.name for known in DIMENSIONS]
     if name not in names:
@@ -193,9 +193,9 @@ def prepare(arguments: argparse.Namespace) -> Request:
     Raises:
         ValueError: In one sentence, what is wrong.
     """
-    from flashvideo.evaluation import vbench_prompts as prompts
-    from flashvideo.evaluation.vbench import DIMENSIONS
-    from flashvideo.evaluation.vbench_run import VBenchRun, find_vbench
+    from flashvideo.evaluation.vbench import prompts
+    from flashvideo.evaluation.vbench.running import VBenchRun, find_vbench
+    from flashvideo.evaluation.vbench.totals import DIMENSIONS
 
     check_folder(arguments.output)
     for path, _ in arguments.loras:
@@ -263,7 +263,7 @@ def make_or_check(
         make_videos,
         tells_capitals_apart,
     )
-    from flashvideo.evaluation.vbench_prompts import check_distinct_names
+    from flashvideo.evaluation.vbench.prompts import check_distinct_names
 
     if arguments.no_generate:
         missing = [video.name for video in videos if not (folder / video.name).is_file()]
@@ -287,7 +287,7 @@ def only_read(arguments: argparse.Namespace) -> Result:
     Raises:
         ValueError: If there are none.
     """
-    from flashvideo.evaluation.vbench_results import RESULTS_PATTERN, VBenchTable, read_results
+    from flashvideo.evaluation.vbench.results import RESULTS_PATTERN, VBenchTable, read_results
 
     scores = read_results(arguments.results)
     if not scores:

@@ -18,11 +18,11 @@ from flashvideo.cli.model import model_label, open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result
 
 if TYPE_CHECKING:
-    from flashvideo.evaluation.grid import Value
     from flashvideo.evaluation.measures import Measure
-    from flashvideo.evaluation.sweep import Sweep
-    from flashvideo.evaluation.sweep_files import Conditions, SweepFolder
-    from flashvideo.evaluation.sweep_items import Item, Kind
+    from flashvideo.evaluation.sweep.files import Conditions, SweepFolder
+    from flashvideo.evaluation.sweep.grid import Value
+    from flashvideo.evaluation.sweep.items import Item, Kind
+    from flashvideo.evaluation.sweep.running import Sweep
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def read_items(arguments: argparse.Namespace) -> list[Item]:
         ValueError: In one sentence, what is wrong with a file or folder.
     """
     from flashvideo.evaluation.folders import read_prompts
-    from flashvideo.evaluation.sweep_items import input_items, prompt_items, scene_items
+    from flashvideo.evaluation.sweep.items import input_items, prompt_items, scene_items
 
     if arguments.scenes is not None:
         return scene_items(arguments.scenes, preview_only=arguments.preview_only)
@@ -266,8 +266,8 @@ def plan_sweep(
     Raises:
         ValueError: If the model cannot do what is asked for.
     """
-    from flashvideo.evaluation.grid import make_grid
-    from flashvideo.evaluation.sweep import Sweep
+    from flashvideo.evaluation.sweep.grid import make_grid
+    from flashvideo.evaluation.sweep.running import Sweep
     from flashvideo.pipelines.inputs import or_default
     from flashvideo.shapes import check_num_frames
 
@@ -323,8 +323,8 @@ def open_sweep(arguments: argparse.Namespace, pipeline: FlashVideoPipeline, swee
     Raises:
         ValueError: If it holds something else.
     """
-    from flashvideo.evaluation.sweep_files import open_folder
-    from flashvideo.evaluation.sweep_making import check_videos
+    from flashvideo.evaluation.sweep.files import open_folder
+    from flashvideo.evaluation.sweep.making import check_videos
 
     check_videos(pipeline, sweep.items, dict.fromkeys(setting.size for setting in sweep.settings))
     conditions = describe_conditions(arguments, pipeline, sweep)
@@ -338,7 +338,7 @@ def describe_conditions(
     import torch
 
     from flashvideo.evaluation.machine import describe_machine
-    from flashvideo.evaluation.sweep_files import Conditions, model_fingerprint
+    from flashvideo.evaluation.sweep.files import Conditions, model_fingerprint
 
     folder = getattr(pipeline.config, "_name_or_path", None)
     machine = describe_machine(str(pipeline.execution_device))
@@ -369,7 +369,7 @@ def run_all(
     Raises:
         KeyboardInterrupt: On Ctrl-C, saying what is kept.
     """
-    from flashvideo.evaluation.sweep import run_sweep
+    from flashvideo.evaluation.sweep.running import run_sweep
 
     keys = list(sweep.run_keys())
     shown = progress_is_shown(arguments.progress)
@@ -397,8 +397,8 @@ def sum_up(folder: SweepFolder, measures: Sequence[Measure]) -> tuple[list[Path]
     Returns:
         The plots, and the number of settings.
     """
-    from flashvideo.evaluation.sweep_plots import write_plots
-    from flashvideo.evaluation.sweep_summary import outcomes, uneven_counts, write_summary
+    from flashvideo.evaluation.sweep.plots import write_plots
+    from flashvideo.evaluation.sweep.summary import outcomes, uneven_counts, write_summary
 
     found = outcomes(folder.runs)
     if uneven_counts(found):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from flashvideo.cli.messages import progress_is_shown
 
 if TYPE_CHECKING:
-    from flashvideo.evaluation.vbench_prompts import Entry, PlannedVideo, Sampling
-    from flashvideo.evaluation.vbench_results import VBenchTable
-    from flashvideo.evaluation.vbench_run import VBenchRun
+    from flashvideo.evaluation.vbench.prompts import Entry, PlannedVideo, Sampling
+    from flashvideo.evaluation.vbench.results import VBenchTable
+    from flashvideo.evaluation.vbench.running import VBenchRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class Request:
         Raises:
             ValueError: If the list has no prompts for one.
         """
-        from flashvideo.evaluation.vbench_prompts import choose_entries, plan_videos
+        from flashvideo.evaluation.vbench.prompts import choose_entries, plan_videos
 
         entries = choose_entries(self.entries, self.dimensions if dimensions is None else dimensions)
         return plan_videos(entries, self.sampling, seed=self.seed)
 
     def digest(self, dimensions: Sequence[str] | None = None) -> str:
         """Returns a word that changes with those videos."""
-        from flashvideo.evaluation.vbench_run import digest_videos
+        from flashvideo.evaluation.vbench.running import digest_videos
 
         return digest_videos([self.run.videos / video.name for video in self.planned(dimensions)])
 
@@ -64,7 +64,7 @@ def ready_run(request: Request) -> VBenchRun:
     Raises:
         ValueError: If VBench could not read the folder.
     """
-    from flashvideo.evaluation.vbench_run import check_only_videos, link_clips
+    from flashvideo.evaluation.vbench.running import check_only_videos, link_clips
 
     check_only_videos(request.run.videos)
     if request.run.repository is None:
@@ -75,7 +75,7 @@ def ready_run(request: Request) -> VBenchRun:
 
 def show_commands(request: Request) -> list[str]:
     """Returns the command lines that judge the videos."""
-    from flashvideo.evaluation.vbench_run import command_lines, order_of_work
+    from flashvideo.evaluation.vbench.running import command_lines, order_of_work
 
     run = ready_run(request)
     return [line for name in order_of_work(request.dimensions) for line in command_lines(run, name)]
@@ -89,7 +89,7 @@ def judge(arguments: argparse.Namespace, request: Request) -> None:
     """
     from tqdm import tqdm
 
-    from flashvideo.evaluation.vbench_run import is_done, order_of_work, run_dimension
+    from flashvideo.evaluation.vbench.running import is_done, order_of_work, run_dimension
 
     digests = {name: request.digest([name]) for name in order_of_work(request.dimensions)}
     left = [name for name, digest in digests.items() if not is_done(request.run, name, digest)]
@@ -106,8 +106,8 @@ def judge(arguments: argparse.Namespace, request: Request) -> None:
 
 def make_table(request: Request, system: str) -> VBenchTable:
     """Returns the scores of the dimensions that were asked for."""
-    from flashvideo.evaluation.vbench_prompts import not_comparable
-    from flashvideo.evaluation.vbench_results import VBenchTable, read_results
+    from flashvideo.evaluation.vbench.prompts import not_comparable
+    from flashvideo.evaluation.vbench.results import VBenchTable, read_results
 
     scores: dict[str, float] = {}
     for name in request.dimensions:

@@ -19,7 +19,7 @@ from flashvideo.cli.model import open_pipeline
 from flashvideo.cli.results import Phases
 
 if TYPE_CHECKING:
-    from flashvideo.evaluation.vbench_prompts import PlannedVideo
+    from flashvideo.evaluation.vbench.prompts import PlannedVideo
     from flashvideo.pipelines.embeds import PromptEmbeds
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 

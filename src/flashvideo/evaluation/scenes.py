@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from flashvideo.data.shapes_world import FRAME_RATE, render
 from flashvideo.evaluation.records import write_json
-from flashvideo.evaluation.sweep_items import scene_items
+from flashvideo.evaluation.sweep.items import scene_items
 from flashvideo.presets import NANO
 from flashvideo.video import write_video
 

@@ -4,7 +4,7 @@ import json
 
 from flashvideo.evaluation.folders import find_videos
 from flashvideo.evaluation.scenes import write_scenes
-from flashvideo.evaluation.sweep_items import scene_items
+from flashvideo.evaluation.sweep.items import scene_items
 
 
 def test_scenes_become_inputs_references_and_prompts(tmp_path):

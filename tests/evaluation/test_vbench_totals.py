@@ -3,7 +3,7 @@
 import pytest
 
 from flashvideo.evaluation.paper import SOURCES, quoted_rows
-from flashvideo.evaluation.vbench import DIMENSIONS, totals
+from flashvideo.evaluation.vbench.totals import DIMENSIONS, totals
 
 PRINTED = {row.system: row.figures for row in quoted_rows("vbench_long")}
 MISPRINTED = "FlashVideo 8 fps"

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flashvideo.evaluation.grid import AXES, Axis, Setting, varying_axes
 from flashvideo.evaluation.measures import Better, Measure
 from flashvideo.evaluation.records import write_json, write_text
-from flashvideo.evaluation.report import estimate_text, table, title
+from flashvideo.evaluation.report.comparison import estimate_text, table, title
 from flashvideo.evaluation.summary import Estimate, estimate
-from flashvideo.evaluation.sweep_files import Run
+from flashvideo.evaluation.sweep.files import Run
+from flashvideo.evaluation.sweep.grid import AXES, Axis, Setting, varying_axes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,14 @@ from typing import Any
 import jinja2
 
 from flashvideo.evaluation.folders import VideoFile
-from flashvideo.evaluation.report import (
+from flashvideo.evaluation.report.comparison import (
     Report,
     differences_table,
     figures_table,
     quoted_table,
     setting_text,
 )
-from flashvideo.evaluation.report_plots import plot_systems
+from flashvideo.evaluation.report.plots import plot_systems
 from flashvideo.evaluation.scoring import Known, Scores, System
 from flashvideo.video import resize_video, write_video
 
@@ -42,7 +42,7 @@ def as_html(
     """Returns the report as HTML.
 
     Args:
-        report: As `flashvideo.evaluation.report.build_report` makes it.
+        report: As `flashvideo.evaluation.report.comparison.build_report` makes it.
         systems: The systems.
         scores: Of their videos.
         known: What is known of their videos.

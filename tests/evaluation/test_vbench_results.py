@@ -5,8 +5,8 @@ import json
 import pytest
 
 from flashvideo.evaluation.paper import quoted_rows
-from flashvideo.evaluation.vbench import DIMENSIONS
-from flashvideo.evaluation.vbench_results import VBenchTable, read_results
+from flashvideo.evaluation.vbench.results import VBenchTable, read_results
+from flashvideo.evaluation.vbench.totals import DIMENSIONS
 
 PRINTED = quoted_rows("vbench_long")[0]
 SCORES = {dimension.name: PRINTED.figures[dimension.name] for dimension in DIMENSIONS}

@@ -6,11 +6,11 @@ import json
 import pytest
 from PIL import Image
 
-from flashvideo.evaluation.grid import AXES, make_grid
 from flashvideo.evaluation.measures import MEASURES
-from flashvideo.evaluation.sweep_files import Cost, Run
-from flashvideo.evaluation.sweep_plots import lines_over, place_labels, write_plots
-from flashvideo.evaluation.sweep_summary import (
+from flashvideo.evaluation.sweep.files import Cost, Run
+from flashvideo.evaluation.sweep.grid import AXES, make_grid
+from flashvideo.evaluation.sweep.plots import lines_over, place_labels, write_plots
+from flashvideo.evaluation.sweep.summary import (
     as_markdown,
     fronts,
     outcomes,

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flashvideo.evaluation.grid import Axis, Setting, Value, varying_axes
 from flashvideo.evaluation.measures import Measure
 from flashvideo.evaluation.plots import new_axes, save_figure
-from flashvideo.evaluation.sweep_summary import COSTS, CostKind, Outcome, fronts
+from flashvideo.evaluation.sweep.grid import Axis, Setting, Value, varying_axes
+from flashvideo.evaluation.sweep.summary import COSTS, CostKind, Outcome, fronts
 
 MOST_LINES = 8
 """More lines than these cannot be told apart, and are not drawn."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from flashvideo.evaluation.grid import Setting
 from flashvideo.evaluation.records import append_record, read_records, write_json
+from flashvideo.evaluation.sweep.grid import Setting
 
 FORMAT = 1
 ABOUT, RUNS = "sweep.json", "runs.jsonl"

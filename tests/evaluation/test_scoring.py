@@ -11,8 +11,8 @@ from flashvideo.evaluation import scoring
 from flashvideo.evaluation.dover import COLUMNS
 from flashvideo.evaluation.measures import MEASURES, Measure
 from flashvideo.evaluation.paper import quoted_rows
-from flashvideo.evaluation.report import as_markdown, build_report
-from flashvideo.evaluation.report_html import as_html
+from flashvideo.evaluation.report.comparison import as_markdown, build_report
+from flashvideo.evaluation.report.html import as_html
 from flashvideo.evaluation.scoring import (
     Known,
     System,

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from flashvideo.evaluation.folders import VideoFile, read_picture
-from flashvideo.evaluation.grid import Setting
 from flashvideo.evaluation.phases import peak_bytes, reset_peak
 from flashvideo.evaluation.records import write_json
-from flashvideo.evaluation.sweep_items import Item, render_pair
+from flashvideo.evaluation.sweep.grid import Setting
+from flashvideo.evaluation.sweep.items import Item, render_pair
 from flashvideo.pipelines.preview import PREVIEW_SUFFIX, PreviewState, load_preview, save_preview
 from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset, named_size

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashvideo.evaluation.grid import AXES, Setting, make_grid, varying_axes
+from flashvideo.evaluation.sweep.grid import AXES, Setting, make_grid, varying_axes
 
 SIZE = "640x384"
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flashvideo.evaluation.vbench_prompts import (
+from flashvideo.evaluation.vbench.prompts import (
     STANDARD_ENTRIES,
     Entry,
     Sampling,

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from flashvideo.evaluation.bench import Row
-from flashvideo.evaluation.rates import Rates
+from flashvideo.evaluation.bench.rates import Rates
+from flashvideo.evaluation.bench.running import Row
 
 SCHEMA = 1
 """Version of the file's content: one more with each change that makes older files unreadable."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvideo.evaluation.paper import quoted_rows
-from flashvideo.evaluation.vbench import DIMENSIONS, Totals, totals
+from flashvideo.evaluation.vbench.totals import DIMENSIONS, Totals, totals
 
 RESULTS_PATTERN = "*_eval_results.json"
 """Names of the files that VBench writes its scores to."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flashvideo.evaluation.vbench import DIMENSIONS
+from flashvideo.evaluation.vbench.totals import DIMENSIONS
 
 INFO_NAME = "VBench_full_info.json"
 """Name of VBench's list, in its package and in its repository's folder `vbench`."""

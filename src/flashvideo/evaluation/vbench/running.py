@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashvideo.evaluation.records import write_json
-from flashvideo.evaluation.vbench_prompts import FLICKER, INFO_NAME
-from flashvideo.evaluation.vbench_results import RESULTS_PATTERN, read_results
+from flashvideo.evaluation.vbench.prompts import FLICKER, INFO_NAME
+from flashvideo.evaluation.vbench.results import RESULTS_PATTERN, read_results
 
 logger = logging.getLogger(__name__)
 

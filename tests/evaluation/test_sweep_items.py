@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flashvideo.data.shapes_world import render
-from flashvideo.evaluation.sweep_items import input_items, prompt_items, render_pair, scene_items
-from flashvideo.evaluation.sweep_making import Start
+from flashvideo.evaluation.sweep.items import input_items, prompt_items, render_pair, scene_items
+from flashvideo.evaluation.sweep.making import Start
 from flashvideo.video import write_video
 
 

@@ -2,7 +2,7 @@
 
 Both sides have the same weights, inputs and dtype, and take turns, so that whatever else the machine does meets both.
 Ours is what `FlashVideoPipeline` does with all of its networks on the device; theirs is
-`flashvideo.evaluation.bench_reference`. Their results are compared too: a time counts only beside the right result.
+`flashvideo.evaluation.bench.plain`. Their results are compared too: a time counts only beside the right result.
 
 Phases are those of `flashvideo.pipelines.memory.PHASES`, a stage being one step with guidance, and `whole`: a run with
 the model's own settings, without consistency, which has no counterpart.
@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from flashvideo.evaluation.bench_cases import BENCH_PHASES, Case, cases
+from flashvideo.evaluation.bench.cases import BENCH_PHASES, Case, cases
+from flashvideo.evaluation.bench.rates import Rates, measure_rates, timed
 from flashvideo.evaluation.memory import extra_peak
 from flashvideo.evaluation.metrics import bootstrap_interval
-from flashvideo.evaluation.rates import Rates, measure_rates, timed
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
     item -> size -> seed -> preview (once for all that follows) -> Stage II settings -> scores
 
-Finished runs are in the folder at once (`flashvideo.evaluation.sweep_files`), so a sweep that was stopped goes on where
+Finished runs are in the folder at once (`flashvideo.evaluation.sweep.files`), so a sweep that was stopped goes on where
 it stood, and its grid may grow.
 
 Shapes: F frames of H x W pixels in [-1, 1].
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from flashvideo import __version__
-from flashvideo.evaluation.grid import Setting
 from flashvideo.evaluation.measures import Measure, Subject, available_measures, score
-from flashvideo.evaluation.sweep_cost import Counted, add_counts, detail_cost, preview_cost
-from flashvideo.evaluation.sweep_files import Cost, Run, RunKey, SweepFolder, short_hash
-from flashvideo.evaluation.sweep_items import Item, Kind
-from flashvideo.evaluation.sweep_making import (
+from flashvideo.evaluation.sweep.cost import Counted, add_counts, detail_cost, preview_cost
+from flashvideo.evaluation.sweep.files import Cost, Run, RunKey, SweepFolder, short_hash
+from flashvideo.evaluation.sweep.grid import Setting
+from flashvideo.evaluation.sweep.items import Item, Kind
+from flashvideo.evaluation.sweep.making import (
     MadePreview,
     Start,
     Taken,

@@ -1,6 +1,6 @@
 """The phases of a run as both sides of a benchmark do them: same inputs, same weights.
 
-`flashvideo.evaluation.bench` measures them; the reference is `flashvideo.evaluation.bench_reference`.
+`flashvideo.evaluation.bench.running` measures them; the reference is `flashvideo.evaluation.bench.plain`.
 
 Shapes: F frames, H, W pixels; f, C, h, w of the latents; L text tokens, D channels of the text encoder.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvideo.evaluation.bench_reference import PlainModel
+from flashvideo.evaluation.bench.plain import PlainModel
 from flashvideo.evaluation.cost import PhaseCost, run_cost
 from flashvideo.pipelines.embeds import PromptEmbeds
 from flashvideo.pipelines.footprint import ModelConfigs

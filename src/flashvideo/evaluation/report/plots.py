@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flashvideo.evaluation.plots import new_axes, save_figure
-from flashvideo.evaluation.report import Report, title
+from flashvideo.evaluation.report.comparison import Report, title
 from flashvideo.evaluation.scoring import Scores
 
 MOST_DOTS = 200
@@ -18,7 +18,7 @@ def plot_systems(report: Report, scores: Scores, file: BinaryIO) -> None:
     """Draws one panel per measure into an SVG.
 
     Args:
-        report: As `flashvideo.evaluation.report.build_report` makes it.
+        report: As `flashvideo.evaluation.report.comparison.build_report` makes it.
         scores: Of the systems' videos.
         file: Where to.
 

@@ -1,0 +1,1 @@
+"""Comparisons of systems: as data, Markdown, plots and one HTML file."""
