@@ -56,10 +56,9 @@ def test_a_newcomers_command_makes_its_environment_with_the_pinned_versions(name
 
 @pytest.mark.parametrize("command", flashvideo_commands())
 def test_the_command_line_understands_what_the_documents_call(command):
-    from flashvideo.cli import build_parser
+    from flashvideo.cli import parse_arguments
 
-    arguments = shlex.split(command.partition(": ")[2])[1:]
-    assert build_parser().parse_args(arguments)
+    assert parse_arguments(shlex.split(command.partition(": ")[2])[1:])
 
 
 @pytest.mark.parametrize(("document", "block"), code_blocks("python"))

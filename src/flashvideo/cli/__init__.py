@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
     """
     try:
-        arguments = _parse(argv)
+        arguments = parse_arguments(argv)
     except SystemExit as stop:  # argparse's way of saying that it has answered already
         return stop.code if isinstance(stop.code, int) else EXIT_OK
     with messages_to_stderr(verbose=arguments.verbose, debug=arguments.debug) as messages:
@@ -89,7 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return result.exit_code
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses a command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if None.
+
+    Returns:
+        The options; `run` is the function of the chosen command.
+
+    Raises:
+        SystemExit: If they are wrong, or help was asked for, and answered.
+    """
     parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:2] == ["evaluate", "vbench"]:  # a folder of that name is ./vbench

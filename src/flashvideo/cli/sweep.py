@@ -400,7 +400,7 @@ def sum_up(folder: SweepFolder, measures: Sequence[Measure]) -> tuple[list[Path]
     from flashvideo.evaluation.sweep.plots import write_plots
     from flashvideo.evaluation.sweep.summary import outcomes, uneven_counts, write_summary
 
-    found = outcomes(folder.runs)
+    found = outcomes(folder.runs, measures)
     if uneven_counts(found):
         logger.warning(
             "not all settings were tried on the same items with the same seeds, so their means are not of the same "

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from flashvideo.video import probe_video, read_metadata, read_video
+from flashvideo.video import iter_frames, probe_video, read_metadata, read_video
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -48,15 +50,20 @@ class VideoFile:
         """Whether it is a video file and not pictures."""
         return self.paths[0].suffix.lower() in VIDEO_SUFFIXES
 
-    def read(self) -> Tensor:
+    def read(self, most: int | None = None) -> Tensor:
         """Returns the frames (F, 3, H, W).
+
+        Args:
+            most: So many of them at most, from the first; all if None.
 
         Raises:
             ValueError: If a file cannot be read, or pictures differ in size.
         """
+        if self.is_video and most is not None:
+            return torch.stack(list(itertools.islice(iter_frames(self.paths[0]), most)))
         if self.is_video:
             return read_video(self.paths[0]).frames
-        frames = [read_picture(path) for path in self.paths]
+        frames = [read_picture(path) for path in self.paths[:most]]
         sizes = {tuple(frame.shape[-2:]) for frame in frames}
         if len(sizes) > 1:
             raise ValueError(f"frames of {self.name} must have one size, got {sorted(sizes)}; resize some")
@@ -190,26 +197,68 @@ def read_prompts(path: Path) -> dict[str, str]:
         Prompts by name without suffix.
 
     Raises:
-        ValueError: If the file is none of these.
+        ValueError: If the file is none of these, or has a name twice.
     """
-    expected = "expected CSV or JSON Lines with name and prompt, or JSON of prompts by name"
+    if path.suffix.lower() == ".json":
+        rows = [{"name": name, "prompt": prompt} for name, prompt in _read_object(path).items()]
+    else:
+        rows = read_rows(path, (".csv", ".jsonl"))
+    prompts: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        name, prompt = (row.get(key) if isinstance(row, Mapping) else None for key in ("name", "prompt"))
+        if not isinstance(name, str) or not isinstance(prompt, str):
+            raise ValueError(f"{path} has no name and prompt in its row {number}; every row needs both")
+        name = Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES + PICTURE_SUFFIXES else name
+        if name in prompts:
+            raise ValueError(f"{path} has the name {name!r} twice; give each video one prompt")
+        prompts[name] = prompt
+    if not prompts:
+        raise ValueError(f"{path} has no prompts; write a name and a prompt in each row")
+    return prompts
+
+
+def read_rows(path: Path, suffixes: Sequence[str]) -> list[Any]:
+    """Reads rows of text (`.txt`, as `prompt`), CSV or JSON Lines, as objects by the names of columns.
+
+    Args:
+        path: The file.
+        suffixes: Which of them may be.
+
+    Raises:
+        ValueError: If it is missing, another kind of file, or cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        raise ValueError(f"{path} must be a {' or '.join(suffixes)} file of prompts; rename or convert it")
+    text = _read_text(path)
+    if suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    lines = [line for line in io.StringIO(text) if line.strip()]
+    if suffix == ".txt":
+        return [{"prompt": line.rstrip("\n")} for line in lines]
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
-            pairs = list(json.loads(text).items())
-        elif path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            pairs = [(row["name"], row["prompt"]) for row in rows]
-        else:
-            pairs = [(row["name"], row["prompt"]) for row in csv.DictReader(text.splitlines())]
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no prompts that can be read ({error!r}), {expected}") from None
-    if not pairs or not all(isinstance(value, str) for pair in pairs for value in pair):
-        raise ValueError(f"{path} has no prompts that can be read, {expected}")
-    suffixes = VIDEO_SUFFIXES + PICTURE_SUFFIXES
-    return {
-        Path(name).stem if Path(name).suffix.lower() in suffixes else name: prompt for name, prompt in pairs
-    }
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a line that is not JSON ({error}); mend it") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); mend it") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must be one object of prompts by name, got {type(found).__name__}")
+    return found
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; check the name")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as such") from None
 
 
 def check_one_setting(videos: Mapping[str, VideoFile], folder: Path) -> dict[str, Any]:

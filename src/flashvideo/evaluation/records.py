@@ -40,8 +40,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     whole, newline, torn = text.rpartition("\n")
     if torn:
         write_text(path, whole + newline)
-    records = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    records: list[dict[str, Any]] = []
+    if not whole:
+        return records
+    for number, line in enumerate(whole.split("\n"), 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

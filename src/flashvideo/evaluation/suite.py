@@ -202,6 +202,8 @@ SECTIONS: Mapping[str, tuple[Section, int]] = {
     "consistency": (consistency, 24),
 }
 """What can be measured, and on how many clips by default."""
+SHARE_SECTIONS = ("readers", "previews", "finals")
+"""Sections in which readers say right or wrong."""
 
 
 def run_suite(
@@ -227,9 +229,17 @@ def run_suite(
             with torch.no_grad():
                 record = measure(pipeline, index)
             records.append(record | {"seconds": time.perf_counter() - started})
-            data["summary"] = {n: summarise(r) for n, r in data["records"].items()}
+            data["summary"] = {n: summarise(r, _shares(n, r)) for n, r in data["records"].items()}
             write_json(output, data)
     return data.get("summary", {})
+
+
+def _shares(section: str, records: list[Record]) -> set[str]:
+    """The figures of a section that are 0 or 1 of each clip."""
+    if section not in SHARE_SECTIONS:
+        return set()
+    names = {name for record in records for name in record}
+    return {name for name in names if {record[name] for record in records} <= {0.0, 1.0}}
 
 
 def main() -> None:

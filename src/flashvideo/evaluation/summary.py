@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from flashvideo.evaluation.metrics import bootstrap_interval, mcnemar, paired_interval, wilson_interval
+from flashvideo.evaluation.metrics import (
+    bootstrap_interval,
+    mcnemar,
+    paired_interval,
+    sign_flip,
+    wilson_interval,
+)
 
 Record = Mapping[str, float]
 """Numbers of one video, by name."""
@@ -26,19 +32,29 @@ class Estimate:
     """So many videos."""
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Returns the mean with Wilson's interval where all values are 0 or 1, else the bootstrap's; a point for one."""
-    if set(values) <= {0.0, 1.0}:
+def estimate(values: Sequence[float], *, is_share: bool = False) -> Estimate:
+    """Returns the mean with Wilson's interval for shares, else the bootstrap's, which of one value is a point."""
+    if is_share:
         low, high = wilson_interval(int(sum(values)), len(values))
     else:
         low, high = bootstrap_interval(values) if len(values) > 1 else (values[0], values[0])
     return Estimate(mean=float(np.mean(values)), low=low, high=high, count=len(values))
 
 
-def summarise(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Returns mean, low, high and count of every number, over the videos that have it."""
+def summarise(records: Sequence[Record], shares: Collection[str] = ()) -> dict[str, dict[str, float]]:
+    """Returns mean, low, high and count of every number, over the videos that have it.
+
+    Args:
+        records: The videos.
+        shares: Names of numbers that are 0 or 1 of each video.
+    """
     names = sorted({name for record in records for name in record})
-    return {name: asdict(estimate([record[name] for record in records if name in record])) for name in names}
+    return {
+        name: asdict(
+            estimate([record[name] for record in records if name in record], is_share=name in shares)
+        )
+        for name in names
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +69,13 @@ class Difference:
     count: int
     """So many videos have both numbers."""
 
-    p_value: float | None
-    """Of McNemar's exact test, for shares."""
+    p_value: float
+    """How likely equally good systems differ so much: by McNemar's exact test for shares, else by the sign-flip test."""
 
     @property
     def is_clear(self) -> bool:
-        """Whether the difference is not of chance alone, at 5 %."""
-        if self.p_value is not None:
-            return self.p_value < 0.05
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether it is below 5 %, for which it takes six videos at least."""
+        return self.p_value < 0.05
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], *, is_share: bool) -> Difference:
@@ -84,5 +98,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float], *, is_share: bool
         low=low,
         high=high,
         count=len(ours),
-        p_value=mcnemar([bool(v) for v in ours], [bool(v) for v in theirs]) if is_share else None,
+        p_value=mcnemar([bool(v) for v in ours], [bool(v) for v in theirs])
+        if is_share
+        else sign_flip(ours, theirs),
     )

@@ -35,6 +35,7 @@ from flashvideo.evaluation.metrics.intervals import (
     bootstrap_interval,
     mcnemar,
     paired_interval,
+    sign_flip,
     wilson_interval,
 )
 from flashvideo.evaluation.metrics.niqe import Pristine, niqe
@@ -60,6 +61,7 @@ __all__ = [
     "niqe",
     "paired_interval",
     "psnr",
+    "sign_flip",
     "ssim",
     "structure_change",
     "temporal_flickering",

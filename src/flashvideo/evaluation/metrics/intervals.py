@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 _DRAWS_AT_ONCE = 1_000_000  # 8 MB
+_EXACT_CLIPS, _RANDOM_SIGNS = 16, 20_000
 
 
 def bootstrap_interval(
@@ -73,6 +74,48 @@ def paired_interval(
     return bootstrap_interval(one - other, confidence, seed)
 
 
+def sign_flip(
+    ours: torch.Tensor | Sequence[float], theirs: torch.Tensor | Sequence[float], seed: int = 0
+) -> float:
+    """Sign-flip permutation test: how likely two equally good systems differ so much in their means.
+
+    If neither is better, every difference might as well have the other sign: the p value is the share of the ``2^n``
+    choices of signs whose mean is at least as far from 0. Up to 16 clips all are tried, beyond that 20,000 at random
+    and the observed one. Fewer than six clips can never give a p value below 0.05.
+
+    Args:
+        ours: ``(n,)`` finite numbers, one per clip.
+        theirs: ``(n,)``, of the same clips in the same order.
+        seed: Of the random signs.
+
+    Returns:
+        The two-sided p value; 1 if they never differ.
+
+    Raises:
+        ValueError: The two differ in length, or there are none.
+
+    Example:
+        >>> sign_flip([2.0] * 6, [1.0] * 6)
+        0.03125
+    """
+    one, other = (torch.as_tensor(values, dtype=torch.float64).cpu() for values in (ours, theirs))
+    if one.shape != other.shape or one.numel() == 0:
+        raise ValueError(
+            f"paired values must be of the same clips, at least one, got {one.numel()} and {other.numel()}"
+        )
+    differences, n = one - other, one.numel()
+    if n <= _EXACT_CLIPS:
+        bits = torch.arange(2**n).unsqueeze(1) >> torch.arange(n) & 1  # (2^n, n)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        bits = torch.randint(2, (_RANDOM_SIGNS + 1, n), generator=generator)
+        bits[0] = 1
+    sums = ((2 * bits - 1).double() @ differences).abs()
+    # Sums of the same numbers in another order differ by rounding.
+    least = differences.sum().abs() - 1e-9 * differences.abs().sum()
+    return (sums >= least).double().mean().item()
+
+
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """Exact McNemar test: how likely two equally good systems differ so much in which prompts they get right.
 
@@ -129,7 +172,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     centre = p + z**2 / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # Rounding must not leave the proportion itself outside.
+    return min(p, max(0.0, (centre - half) / scale)), max(p, min(1.0, (centre + half) / scale))
 
 
 def _check_confidence(confidence: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,6 +19,8 @@ ARROWS: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "one": "→ 1",
 MOST_DIGITS = 6
 SCHEMA = 1
 """Version of the report's layout."""
+
+logger = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 
@@ -37,19 +40,25 @@ def build_report(
         quoted: Rows that others have published.
 
     Returns:
-        JSON values: `measures`, `systems` with `figures`, `comparisons`, and `quoted`.
+        JSON values: `measures`, `systems` with `figures` and the numbers of their `videos`, `comparisons`, `quoted`.
+
+    Raises:
+        ValueError: If a system has no video that the first one has.
     """
     of_systems = {system.label: list(scores[system.label].values()) for system in systems}
     present = {name for records in of_systems.values() for record in records for name in record}
     used = [measure for measure in measures if measure.name in present]
+    shares = {column.name for column in used if column.is_share}
     baseline, *others = systems
+    for system in others:
+        _check_common(system, baseline)
     return {
         "schema": SCHEMA,
         "version": __version__,
         "measures": {
             measure.name: {
                 "label": measure.label,
-                "unit": "%" if measure.is_share else measure.unit,
+                "unit": measure.unit,
                 "better": measure.better,
                 "is_share": measure.is_share,
                 "variant": measure.variant,
@@ -61,7 +70,8 @@ def build_report(
                 "label": system.label,
                 "count": len(system.videos),
                 "setting": dict(system.setting),
-                "figures": summarise(of_systems[system.label]),
+                "figures": summarise(of_systems[system.label], shares),
+                "videos": {name: dict(record) for name, record in scores[system.label].items()},
             }
             for system in systems
         ],
@@ -77,6 +87,24 @@ def build_report(
             {"system": row.system, "source": row.source, "figures": dict(row.figures)} for row in quoted
         ],
     }
+
+
+def _check_common(system: System, baseline: System) -> None:
+    common = system.videos.keys() & baseline.videos.keys()
+    if not common:
+        raise ValueError(
+            f"{system.label} has no video that {baseline.label} has, such as {next(iter(baseline.videos))}; videos "
+            "belong together by their names without suffix, so rename them"
+        )
+    if len(common) < max(len(system.videos), len(baseline.videos)):
+        logger.warning(
+            "%d of the %d videos of %s and %d of %s have one name: they are compared, but means are of all",
+            len(common),
+            len(system.videos),
+            system.label,
+            len(baseline.videos),
+            baseline.label,
+        )
 
 
 def compare(
@@ -128,10 +156,8 @@ def as_markdown(report: Report) -> str:
     for comparison in report["comparisons"]:
         lines += ["", f"## {comparison['system']} against {comparison['baseline']}", ""]
         lines += table(*differences_table(report, comparison))
-    if report["quoted"]:
-        lines += ["", "## Quoted, not measured here", "", *table(*quoted_table(report))]
-        sources = dict.fromkeys(row["source"] for row in report["quoted"])
-        lines += ["", f"Source: {'; '.join(sources)}."]
+    for source, content in quoted_tables(report):
+        lines += ["", f"## Quoted from {source}, not measured here", "", *table(*content)]
     settings = [system for system in report["systems"] if system["setting"]]
     if settings:
         lines += ["", "## Settings", ""]
@@ -159,26 +185,40 @@ def differences_table(report: Report, comparison: Mapping[str, Any]) -> tuple[li
     for name, figure in comparison["figures"].items():
         measure = report["measures"][name]
         what = title(measure) + (", distance from 1 in logarithms" if measure["better"] == "one" else "")
-        p_value = "" if figure["p_value"] is None else f"{figure['p_value']:.2g}"
+        p_value = f"{figure['p_value']:.2g}"
         rows.append([what, estimate_text(figure, measure), p_value, str(figure["count"]), figure["verdict"]])
-    return ["", "difference [95 %]", "McNemar's p", "videos", "verdict"], rows
+    return ["", "difference [95 %]", "p", "videos", "verdict"], rows
 
 
-def quoted_table(report: Report) -> tuple[list[str], Cells]:
-    """Returns header and rows of what others have published."""
-    names = list(dict.fromkeys(name for row in report["quoted"] for name in row["figures"]))
-    rows = [
-        [f"{row['system']} (quoted)", *(f"{row['figures'].get(name, ''):g}" for name in names)]
-        for row in report["quoted"]
-    ]
-    return ["", *names], rows
+def _counted(figure: Mapping[str, Any] | None, measure: Mapping[str, Any], count: int) -> str:
+    """A cell of the table of systems; in brackets the number of videos where not all have the figure."""
+    text = estimate_text(figure, measure)
+    return text if figure is None or figure["count"] == count else f"{text} ({figure['count']})"
 
 
-def title(measure: Mapping[str, str]) -> str:
+def quoted_tables(report: Report) -> list[tuple[str, tuple[list[str], Cells]]]:
+    """Returns of each publication its source, and header and rows of what it says."""
+    tables = []
+    for source in dict.fromkeys(row["source"] for row in report["quoted"]):
+        rows = [row for row in report["quoted"] if row["source"] == source]
+        names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+        cells = [
+            [
+                f"{row['system']} (quoted)",
+                *(f"{row['figures'][name]:g}" if name in row["figures"] else "" for name in names),
+            ]
+            for row in rows
+        ]
+        tables.append((source, (["", *names], cells)))
+    return tables
+
+
+def title(measure: Mapping[str, Any]) -> str:
     """Returns for example `PSNR, dB ↑`."""
-    unit = f", {measure['unit']}" if measure["unit"] else ""
+    unit = "%" if measure["is_share"] else measure["unit"]
+    unit = f", {unit}" if unit else ""
     variant = f" ({measure['variant']})" if measure["variant"] else ""
-    arrow = ARROWS[measure["better"]]  # type: ignore[index]  # from JSON
+    arrow = ARROWS[measure["better"]]
     return f"{measure['label']}{variant}{unit} {arrow}".strip()
 
 
@@ -214,5 +254,5 @@ def setting_text(setting: Mapping[str, Any]) -> str:
 
 def table(header: Sequence[str], rows: Cells) -> list[str]:
     """Returns the lines of a Markdown table."""
-    rule = ["---"] * len(header)
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    lines = (header, ["---"] * len(header), *rows)
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]

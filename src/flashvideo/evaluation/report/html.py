@@ -21,10 +21,10 @@ from flashvideo.evaluation.report.comparison import (
     Report,
     differences_table,
     figures_table,
-    quoted_table,
+    quoted_tables,
     setting_text,
 )
-from flashvideo.evaluation.report.plots import plot_systems
+from flashvideo.evaluation.report.plots import MOST_DOTS, plot_systems
 from flashvideo.evaluation.scoring import Known, Scores, System
 from flashvideo.video import resize_video, write_video
 
@@ -57,10 +57,10 @@ def as_html(
         report=report,
         figures=figures_table(report),
         comparisons=[(one, differences_table(report, one)) for one in report["comparisons"]],
-        quoted=quoted_table(report) if report["quoted"] else None,
-        sources=list(dict.fromkeys(row["source"] for row in report["quoted"])),
+        quoted=quoted_tables(report),
         settings=[(s["label"], setting_text(s["setting"])) for s in report["systems"] if s["setting"]],
         plot=_plot(report, scores),
+        most={"width": PLAYER_WIDTH, "frames": PLAYER_FRAMES, "dots": MOST_DOTS},
         players=[_player(name, systems, known) for name in _chosen(systems, num_players)],
     )
 
@@ -97,7 +97,7 @@ def _player(name: str, systems: Sequence[System], known: Known) -> Mapping[str, 
 
 def _embedded(video: VideoFile) -> str:
     """The video, small enough to be embedded, as base64 of an mp4 that every browser plays."""
-    frames = video.read()[:PLAYER_FRAMES]
+    frames = video.read(PLAYER_FRAMES)
     height, width = frames.shape[-2:]
     smaller = min(1.0, PLAYER_WIDTH / width)
     # Even, so that it is stored as 4:2:0.

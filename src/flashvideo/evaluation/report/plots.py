@@ -41,7 +41,14 @@ def plot_systems(report: Report, scores: Scores, file: BinaryIO) -> None:
             if not measure["is_share"]:
                 spread = row + rng.uniform(0.12, 0.34, len(values))
                 axis.plot(values, spread, ".", color=color, alpha=0.45, markersize=6, markeredgewidth=0)
-            axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=3)
+            axis.errorbar(
+                mean,
+                row,
+                xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]],
+                fmt="o",
+                color=color,
+                capsize=3,
+            )
         axis.locator_params(axis="x", nbins=4)
         axis.set_yticks(range(len(labels)), labels)
         axis.set_ylim(len(labels) - 0.4, -0.5)

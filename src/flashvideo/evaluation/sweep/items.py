@@ -5,9 +5,6 @@ Shapes: F frames of H x W pixels in [-1, 1]; h x w of what goes into Stage II.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from flashvideo.data.captions import full_caption
 from flashvideo.data.shapes_world import Scene, render, sample_scene
-from flashvideo.evaluation.folders import VideoFile, find_videos, match
+from flashvideo.evaluation.folders import VideoFile, find_videos, match, read_rows
 from flashvideo.evaluation.suite import FIRST_SEED, held_out_scene
 from flashvideo.pipelines.sizes import crop_offset
 
@@ -77,7 +74,7 @@ def prompt_items(path: Path) -> list[Item]:
         ValueError: If it is none of these, a prompt is missing or empty, or a name is there twice.
     """
     found: dict[str, Item] = {}
-    for number, row in enumerate(_read_rows(path), 1):
+    for number, row in enumerate(read_rows(path, (".txt", ".csv", ".jsonl")), 1):
         prompt = row.get("prompt") if isinstance(row, Mapping) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{path} has no prompt in its row {number}; every row needs one, named prompt")
@@ -111,25 +108,6 @@ def input_items(
         Item(name=name, prompt=named.get(name), video=video, reference=true.get(name))
         for name, video in videos.items()
     ]
-
-
-def _read_rows(path: Path) -> list[Any]:
-    suffix = path.suffix.lower()
-    if suffix not in (".txt", ".csv", ".jsonl"):
-        raise ValueError(f"{path} must be a .txt, .csv or .jsonl file of prompts; rename or convert it")
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; check the name")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if suffix == ".txt":
-            return [{"prompt": line} for line in text.splitlines() if line.strip()]
-        if suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; save it as such") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has a line that is not JSON ({error}); mend it") from None
 
 
 def render_pair(

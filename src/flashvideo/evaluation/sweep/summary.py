@@ -7,7 +7,7 @@ more, and is as good or worse.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -84,12 +84,13 @@ class Outcome:
         }
 
 
-def outcomes(runs: Sequence[Run]) -> list[Outcome]:
+def outcomes(runs: Sequence[Run], measures: Sequence[Measure]) -> list[Outcome]:
     """Summarises runs by their settings, in the order of their values."""
+    shares = {measure.name for measure in measures if measure.is_share}
     groups: dict[Setting, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.setting, []).append(run)
-    return [_outcome(setting, groups[setting]) for setting in sorted(groups, key=_order)]
+    return [_outcome(setting, groups[setting], shares) for setting in sorted(groups, key=_order)]
 
 
 def pareto_front(points: Sequence[tuple[float, float]], better: Better) -> list[int]:
@@ -186,7 +187,7 @@ def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
         lines += [
             f"## {heading}",
             "",
-            *table([*first, *map(_heading, group)], rows),
+            *table([*first, *(title(vars(measure)) for measure in group)], rows),
             "",
         ]
     lines += [
@@ -202,7 +203,7 @@ def uneven_counts(found: Sequence[Outcome]) -> bool:
     return len({one.count for one in found}) > 1
 
 
-def _outcome(setting: Setting, runs: Sequence[Run]) -> Outcome:
+def _outcome(setting: Setting, runs: Sequence[Run], shares: Collection[str]) -> Outcome:
     names = dict.fromkeys(name for run in runs for name in run.scores)
     costs = [run.cost.totals() for run in runs]
     cost = {}
@@ -213,7 +214,10 @@ def _outcome(setting: Setting, runs: Sequence[Run]) -> Outcome:
     return Outcome(
         setting=setting,
         count=len(runs),
-        scores={name: estimate([run.scores[name] for run in runs if name in run.scores]) for name in names},
+        scores={
+            name: estimate([run.scores[name] for run in runs if name in run.scores], is_share=name in shares)
+            for name in names
+        },
         cost=cost,
     )
 
@@ -237,10 +241,6 @@ def _axis_order(setting: Setting, axis: Axis) -> tuple[float, str]:
         is_exact = width.isdecimal() and height.isdecimal()
         return (float(int(width) * int(height)) if is_exact else 0.0, value)
     return (-math.inf if value is None else float(value), "")
-
-
-def _heading(measure: Measure) -> str:
-    return title({**vars(measure), "unit": "%" if measure.is_share else measure.unit})
 
 
 def _cost_text(one: Outcome, kind: CostKind) -> str:
