@@ -9,15 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import T5Config, T5EncoderModel
 
-from flashvideo.evaluation.cost import (
-    num_parameters,
-    run_cost,
-    stage1_evaluations,
-    text_flops,
-    transformer_flops,
-    vae_decode_flops,
-    vae_encode_flops,
-)
+from flashvideo.evaluation.cost import run_cost, stage1_evaluations
+from flashvideo.evaluation.flops import text_flops, transformer_flops, vae_decode_flops, vae_encode_flops
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.pipelines.footprint import ModelConfigs
@@ -142,10 +135,12 @@ def test_nanos_vae_costs_what_torch_counts(nano, size):
     check_vae(nano.vae, *size, batch=2)
 
 
-@pytest.mark.parametrize("height", [10, 12])
-def test_a_size_that_the_vae_does_not_take_has_no_cost(nano, height):
-    with pytest.raises(ValueError, match=r"num_frames must be 2k\+1|multiples of 4"):
-        vae_encode_flops(nano.vae, 5 if height == 10 else 4, height, 16)
+@pytest.mark.parametrize(
+    ("num_frames", "height", "message"), [(5, 10, "multiples of 4"), (4, 12, r"num_frames must be 2k\+1")]
+)
+def test_a_size_that_the_vae_does_not_take_has_no_cost(nano, num_frames, height, message):
+    with pytest.raises(ValueError, match=message):
+        vae_encode_flops(nano.vae, num_frames, height, 16)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +162,6 @@ def test_a_whole_run_costs_what_torch_counts(toy_pipeline, generator, settings):
     cost = run_cost(ModelConfigs.of(pipeline), **settings)
     total = counted(pipeline, "a red circle", generator=generator, output_type="pt", **settings)
     assert cost.flops == total
-    assert cost.as_dict()["flops"]["total"] == total
 
 
 def test_two_clips_at_once_cost_what_torch_counts(toy_pipeline, generator):
@@ -220,8 +214,7 @@ def test_a_schedule_that_comes_to_no_guidance_saves_an_evaluation():
 
 def test_weights_are_read_once_for_a_batch_and_without_the_table_of_words(toy_pipeline):
     pipeline = toy_pipeline(WORDS)
-    configs = ModelConfigs.of(pipeline)
-    cost = run_cost(configs)
+    cost = run_cost(ModelConfigs.of(pipeline))
     sizes = {
         "text": pipeline.text_encoder.encoder.block,
         "stage1": pipeline.stage1_transformer,
@@ -229,10 +222,10 @@ def test_weights_are_read_once_for_a_batch_and_without_the_table_of_words(toy_pi
         "stage2_decode": pipeline.vae.decoder,
     }
     for name, network in sizes.items():
-        assert num_parameters(configs)[name] == sum(one.numel() for one in network.parameters())
+        assert cost.phases[name].num_parameters == sum(one.numel() for one in network.parameters())
     stage1 = cost.phases["stage1"]
     assert (stage1.evaluations, stage1.passes) == (4, 2)  # two steps, each with guidance
-    assert stage1.weight_bytes(2) == 2 * 2 * num_parameters(configs)["stage1"]
+    assert stage1.weight_bytes(2) == 2 * 2 * stage1.num_parameters
 
 
 def test_a_model_without_stage2_or_text_encoder_has_no_such_phases(toy_pipeline):

@@ -9,9 +9,8 @@ weights. What is not a network (resizing, samplers, consistency) counts nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -29,18 +28,6 @@ from flashvideo.pipelines.windows import iterate_windows
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import latent_shape, next_multiple, pixels_per_token, vae_factors
 from flashvideo.vae import DECODE_LATENT_FRAMES_PER_CHUNK, ENCODE_FRAMES_PER_CHUNK, time_chunks
-
-__all__ = [
-    "PhaseCost",
-    "RunCost",
-    "num_parameters",
-    "run_cost",
-    "stage1_evaluations",
-    "text_flops",
-    "transformer_flops",
-    "vae_decode_flops",
-    "vae_encode_flops",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +77,6 @@ class RunCost:
             stage: self.phases[stage].evaluations for stage in ("stage1", "stage2") if stage in self.phases
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the figures as plain values, for JSON."""
-        return {
-            "evaluations": self.evaluations,
-            "flops": {**{name: phase.flops for name, phase in self.phases.items()}, "total": self.flops},
-        }
-
 
 def run_cost(
     configs: ModelConfigs,
@@ -143,7 +123,8 @@ def run_cost(
     check_count("batch", batch)
     multiple = pixels_per_token(configs.vae, int(configs.stage1_transformer["patch_size"]))
     preview = (num_frames, *preview_size(*final, preset=preset, multiple=multiple))
-    phases = _text_phase(configs, batch, reads_twice=not preview_only)
+    has_stage2 = not preview_only and configs.stage2_transformer is not None
+    phases = text_cost(configs, (1, 2) if has_stage2 else (1,), batch=batch)
     evaluations = stage1_evaluations(
         or_default(stage1_num_inference_steps, preset.stage1.num_inference_steps),
         or_default(stage1_guidance_scale, preset.stage1.guidance_scale),
@@ -151,22 +132,91 @@ def run_cost(
     )
     phases["stage1"] = _denoising(configs, 1, preview, evaluations, batch)
     phases["stage1_decode"] = _decoding(configs, preview, 1, batch)
-    if preview_only or configs.stage2_transformer is None:
+    if not has_stage2:
         return RunCost(phases=phases, preview=preview, window=None)
 
-    enlarged = enlarged_size(preview[1:], final, preset=preset, multiple=multiple)
-    stage2_multiple = pixels_per_token(configs.vae, int(configs.stage2_transformer["patch_size"]))
-    frames, num_windows = _windows(configs, num_frames, window, overlap)
-    rows, columns = (next_multiple(side, stage2_multiple) for side in enlarged)
-    size = (frames, rows, columns)
-    steps = or_default(num_inference_steps, preset.stage2.num_inference_steps)
     scale = or_default(guidance_scale, preset.stage2.guidance_scale)
-    check_count("num_inference_steps", steps)
     check_guidance("guidance_scale", scale)
-    phases["stage2_encode"] = _encoding(configs, size, num_windows, batch)
-    phases["stage2"] = _denoising(configs, 2, size, [1 if scale == 1 else 2] * steps * num_windows, batch)
-    phases["stage2_decode"] = _decoding(configs, size, num_windows, batch)
-    return RunCost(phases=phases, preview=preview, window=size)
+    window, overlap = complete_windows(window, overlap, preset=preset, vae_config=configs.vae)
+    detail, size = stage2_cost(
+        configs,
+        enlarged_size(preview[1:], final, preset=preset, multiple=multiple),
+        num_frames=num_frames,
+        num_inference_steps=or_default(num_inference_steps, preset.stage2.num_inference_steps),
+        guided=scale != 1,
+        window=window,
+        overlap=overlap,
+        batch=batch,
+    )
+    return RunCost(phases={**phases, **detail}, preview=preview, window=size)
+
+
+def stage2_cost(
+    configs: ModelConfigs,
+    working_size: tuple[int, int],
+    *,
+    num_frames: int,
+    num_inference_steps: int,
+    guided: bool,
+    window: int,
+    overlap: int,
+    batch: int = 1,
+) -> tuple[dict[str, PhaseCost], tuple[int, int, int]]:
+    """Costs of Stage II alone, without its text, of a clip of any length and size.
+
+    Args:
+        configs: The model, with a Stage II.
+        working_size: Height and width to which the clip is enlarged.
+        num_frames: Frames of the clip.
+        num_inference_steps: Steps.
+        guided: Whether there is guidance.
+        window: Frames of a window.
+        overlap: Frames that windows share.
+        batch: Clips B.
+
+    Returns:
+        Costs by phase, and frames, height and width of a window, such as the networks take.
+
+    Raises:
+        ValueError: If there are no steps, or windows do not fit the VAE's time grid.
+    """
+    assert configs.stage2_transformer is not None
+    check_count("num_inference_steps", num_inference_steps)
+    multiple = pixels_per_token(configs.vae, int(configs.stage2_transformer["patch_size"]))
+    frames, num_windows = _windows(configs, num_frames, window, overlap)
+    rows, columns = (next_multiple(side, multiple) for side in working_size)
+    size = (frames, rows, columns)
+    evaluations = [2 if guided else 1] * num_inference_steps * num_windows
+    phases = {
+        "stage2_encode": _encoding(configs, size, num_windows, batch),
+        "stage2": _denoising(configs, 2, size, evaluations, batch),
+        "stage2_decode": _decoding(configs, size, num_windows, batch),
+    }
+    return phases, size
+
+
+def text_cost(configs: ModelConfigs, stages: Sequence[int], *, batch: int = 1) -> dict[str, PhaseCost]:
+    """Costs of reading prompts, which each stage does with its own prefix and length.
+
+    Args:
+        configs: The model.
+        stages: Those that read: 1, 2 or both.
+        batch: Prompts B.
+
+    Returns:
+        The cost of `text`; empty if the model has no text encoder.
+    """
+    if configs.text_encoder is None:
+        return {}
+    presets = {1: configs.preset.stage1, 2: configs.preset.stage2}
+    lengths = [presets[stage].max_text_tokens for stage in stages]
+    cost = PhaseCost(
+        evaluations=batch * len(lengths),
+        passes=len(lengths),
+        flops=sum(text_flops(configs.text_encoder, length, batch) for length in lengths),
+        num_parameters=_num_parameters(configs)["text"],
+    )
+    return {"text": cost}
 
 
 def stage1_evaluations(
@@ -201,22 +251,12 @@ def stage1_evaluations(
     return [1 if scale == 1 else 2 for scale in scales]
 
 
-def num_parameters(configs: ModelConfigs) -> dict[str, int]:
-    """How many numbers an evaluation of each network reads.
-
-    Of the text encoder's table of words it reads a few rows, so the table does not count.
-
-    Args:
-        configs: The model.
-
-    Returns:
-        Numbers by keys of `flashvideo.pipelines.memory.PHASES`; phases that the model lacks are missing.
-    """
-    return dict(_num_parameters(configs))
-
-
 @functools.lru_cache(maxsize=4)
 def _num_parameters(configs: ModelConfigs) -> dict[str, int]:
+    """Numbers that an evaluation of each network reads, by phase; phases that the model lacks are missing.
+
+    Of the text encoder's table of words it reads a few rows, so the table does not count.
+    """
     with torch.device("meta"):
         vae = AutoencoderKLCogVideoX.from_config(dict(configs.vae))
         networks: dict[str, nn.Module] = {
@@ -235,22 +275,6 @@ def _num_parameters(configs: ModelConfigs) -> dict[str, int]:
         for name, network in networks.items()
     }
     return {name: counts[name] for name in PHASES if name in counts}
-
-
-def _text_phase(configs: ModelConfigs, batch: int, *, reads_twice: bool) -> dict[str, PhaseCost]:
-    """Each stage has the prompt encoded with its own prefix and length."""
-    if configs.text_encoder is None:
-        return {}
-    lengths = [configs.preset.stage1.max_text_tokens]
-    if reads_twice and configs.stage2_transformer is not None:
-        lengths.append(configs.preset.stage2.max_text_tokens)
-    cost = PhaseCost(
-        evaluations=batch * len(lengths),
-        passes=len(lengths),
-        flops=sum(text_flops(configs.text_encoder, length, batch) for length in lengths),
-        num_parameters=_num_parameters(configs)["text"],
-    )
-    return {"text": cost}
 
 
 def _denoising(
@@ -304,11 +328,8 @@ def _decoding(configs: ModelConfigs, size: tuple[int, int, int], num_windows: in
     )
 
 
-def _windows(
-    configs: ModelConfigs, num_frames: int, window: int | None, overlap: int | None
-) -> tuple[int, int]:
+def _windows(configs: ModelConfigs, num_frames: int, window: int, overlap: int) -> tuple[int, int]:
     """Frames of a window of Stage II, and how many windows there are; all are of one length."""
-    window, overlap = complete_windows(window, overlap, preset=configs.preset, vae_config=configs.vae)
     temporal, _ = vae_factors(configs.vae)
     frames = (torch.empty(1, 1, 1, 1) for _ in range(num_frames))
     lengths = [

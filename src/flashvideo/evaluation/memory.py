@@ -9,9 +9,7 @@ before. A first run, not counted, loads what libraries need.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
-import gc
 import os
 import subprocess
 import sys
@@ -20,7 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flashvideo.evaluation.phases import process_bytes, random_pipeline, reset_process_peak
+from flashvideo.evaluation.peaks import with_peak
+from flashvideo.evaluation.phases import random_pipeline
 from flashvideo.pipelines.footprint import Footprint, ModelConfigs, Peak
 from flashvideo.pipelines.quantization import quantize
 from flashvideo.vae import decode_latents, encode_pixels
@@ -34,7 +33,7 @@ GUIDANCE_SCALE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class MemoryCase:
     """One measure at one size."""
 
     work: str
@@ -63,21 +62,21 @@ def small_configs() -> ModelConfigs:
     )
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[MemoryCase]:
     """The grid."""
     for dtype in ("float32", "bfloat16"):
-        yield Case(work="text", measure="none", size=SIZES[0], dtype=dtype)
+        yield MemoryCase(work="text", measure="none", size=SIZES[0], dtype=dtype)
         for size in SIZES:
             for measure in ("none", "two clips", "fp8", "in turn", "512 tokens", "in turn, 512 tokens"):
-                yield Case(
+                yield MemoryCase(
                     work="denoise", measure=measure, size=(size[0], 2 * size[1], 2 * size[2]), dtype=dtype
                 )
             for work in ("encode", "decode"):
                 for measure in ("none", *THRIFTS):
-                    yield Case(work=work, measure=measure, size=size, dtype=dtype)
+                    yield MemoryCase(work=work, measure=measure, size=size, dtype=dtype)
 
 
-def predict(case: Case) -> int:
+def predict(case: MemoryCase) -> int:
     """Returns the bytes that the case should take, on device and host, which are one on a CPU."""
     footprint = Footprint(small_configs(), getattr(torch, case.dtype), weights=weights_of(case), on_host=True)
     if case.work == "text":
@@ -98,7 +97,7 @@ def predict(case: Case) -> int:
 
 
 @torch.no_grad()
-def prepare(case: Case) -> Callable[[], object]:
+def prepare(case: MemoryCase) -> Callable[[], object]:
     """Builds a network of random weights and its input; returns the work."""
     torch.manual_seed(0)
     configs, dtype = small_configs(), getattr(torch, case.dtype)
@@ -126,58 +125,37 @@ def prepare(case: Case) -> Callable[[], object]:
     )
 
 
-def thrift_of(case: Case) -> str | None:
+def thrift_of(case: MemoryCase) -> str | None:
     """The VAE's thrift of a case."""
     return None if case.measure == "none" else case.measure
 
 
-def weights_of(case: Case) -> str:
+def weights_of(case: MemoryCase) -> str:
     """How the transformer's weights are stored in a case."""
     return "fp8" if case.measure == "fp8" else "full"
 
 
-def clips_of(case: Case) -> int:
+def clips_of(case: MemoryCase) -> int:
     """Clips at once of a case."""
     return 2 if case.measure == "two clips" else 1
 
 
 @torch.no_grad()
-def measure(case: Case) -> int:
-    """Returns the bytes that the case takes; in a process of its own, see `in_new_process`."""
+def measure(case: MemoryCase) -> int:
+    """Returns the bytes that the case takes; in a process of its own, see `in_new_process`.
+
+    Raises:
+        ValueError: If the system does not tell.
+    """
     work = prepare(case)
     work()
-    peak = extra_peak(work, torch.device("cpu"))
-    assert peak is not None
-    return peak
+    _, memory = with_peak(work, torch.device("cpu"))
+    if memory is None:
+        raise ValueError("this system does not tell how much memory a process takes; measure on Linux")
+    return memory.extra
 
 
-def extra_peak(work: Callable[[], object], device: torch.device) -> int | None:
-    """Does some work and returns how many bytes it took at its peak beyond what was there before.
-
-    Args:
-        work: The work.
-        device: Where it is done: on CUDA devices torch's own count, on Linux the process's high-water mark.
-
-    Returns:
-        Bytes; None where neither is to be had.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
-    if device.type != "cpu" or sys.platform != "linux":
-        work()
-        return None
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator keeps would hide what the work takes
-    reset_process_peak()
-    before = process_bytes("VmRSS")
-    work()
-    return process_bytes("VmHWM") - before
-
-
-def in_new_process(case: Case) -> int:
+def in_new_process(case: MemoryCase) -> int:
     """Measures a case in a process whose allocator gives back at once what is freed."""
     command = [
         sys.executable,
@@ -200,7 +178,7 @@ def main() -> None:
         import ast
 
         work, kind, size, dtype = ast.literal_eval(arguments.case)
-        print(measure(Case(work=work, measure=kind, size=size, dtype=dtype)))
+        print(measure(MemoryCase(work=work, measure=kind, size=size, dtype=dtype)))
         return
     print("| work | measure | frames, height, width | dtype | predicted | measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -4,8 +4,9 @@ Weights are random, since neither depends on them, so that nothing has to be dow
 
     python -m flashvideo.evaluation.phases --size 1080p --vram 24
 
-The peak is without the reserve for driver and libraries: on CUDA devices torch's own count (`max_memory_allocated`). On
-the host it is the process's high-water mark, and so has in it Python, libraries and all networks.
+The peak is without the reserve for driver and libraries: on CUDA devices torch's own count
+(`max_memory_allocated`). On the host it is the process's high-water mark, and so has in it Python, libraries and all
+networks (`flashvideo.evaluation.peaks`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from flashvideo.evaluation.peaks import timed, with_peak
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.device_memory import DeviceMemory
 from flashvideo.pipelines.devices import GIB, choose_device
@@ -50,8 +51,8 @@ class Taken:
     calls: int = 0
     """Calls, for example steps."""
 
-    peak_bytes: int = 0
-    """The most that was allocated, weights included."""
+    peak_bytes: int | None = None
+    """The most that was allocated, weights included; None where it is not known."""
 
     planned: PhasePlan | None = None
     """What was planned, last."""
@@ -72,15 +73,14 @@ class Meter:
     def run(self, phase: str, work: Callable[[Measures], T], own: Measures | None = None) -> T:
         """Does the work of a phase and notes what it takes; bringing networks to the device counts."""
         device = self._memory.device
-        reset_peak(device)
-        started = time.perf_counter()
-        result = self._run(phase, work, own)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        (result, seconds), memory = with_peak(
+            lambda: timed(lambda: self._run(phase, work, own), device), device
+        )
         taken = self.taken.setdefault(phase, Taken())
-        taken.seconds += time.perf_counter() - started
+        taken.seconds += seconds
         taken.calls += 1
-        taken.peak_bytes = max(taken.peak_bytes, peak_bytes(device))
+        if memory is not None:
+            taken.peak_bytes = max(taken.peak_bytes or 0, memory.most)
         taken.planned = None if self._memory.plan is None else self._memory.plan.phase(phase)
         return result
 
@@ -166,32 +166,6 @@ def measure(
     return meter.taken
 
 
-def reset_process_peak() -> None:
-    """Lets this process's high-water mark start anew; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def process_bytes(name: str) -> int:
-    """Returns what Linux says of this process's memory: `VmRSS` is what is resident, `VmHWM` its high-water mark."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def reset_peak(device: torch.device) -> None:
-    """Lets the most memory of a device start anew; the host's on Linux only."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        reset_process_peak()
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Returns the most memory since `reset_peak`: CUDA's by torch's count, else all of the process; 0 if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return process_bytes("VmHWM") if sys.platform == "linux" else 0
-
-
 def main() -> None:
     """Measures one plan and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -230,7 +204,8 @@ def main() -> None:
     for phase, figures in taken.items():
         planned = figures.planned
         assert planned is not None
-        sizes = f"{as_gib(planned.peak_bytes)} | {as_gib(figures.peak_bytes)}"
+        measured = "?" if figures.peak_bytes is None else as_gib(figures.peak_bytes)
+        sizes = f"{as_gib(planned.peak_bytes)} | {measured}"
         print(f"| {phase} | {planned.measures} | {sizes} | {figures.calls} | {figures.seconds:.1f} |")
     print(f"in all {time.perf_counter() - started:.1f} s")
     if arguments.output is not None:

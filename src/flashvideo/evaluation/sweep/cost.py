@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
-import torch
-
-from flashvideo.evaluation.cost import (
-    run_cost,
-    text_flops,
-    transformer_flops,
-    vae_decode_flops,
-    vae_encode_flops,
-)
+from flashvideo.evaluation.cost import PhaseCost, run_cost, stage2_cost, text_cost
 from flashvideo.pipelines.footprint import ModelConfigs
 from flashvideo.pipelines.settings import EnhanceSettings
-from flashvideo.pipelines.windows import iterate_windows
-from flashvideo.shapes import latent_shape, next_multiple, pixels_per_token, vae_factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +20,14 @@ class Counted:
 
     flops: Mapping[str, int]
     """Operations by phase."""
+
+    @classmethod
+    def of(cls, phases: Mapping[str, PhaseCost]) -> Self:
+        """Takes from the costs of phases what a sweep keeps."""
+        return cls(
+            evaluations={name: phases[name].evaluations for name in ("stage1", "stage2") if name in phases},
+            flops={name: phase.flops for name, phase in phases.items()},
+        )
 
 
 def preview_cost(
@@ -52,9 +51,7 @@ def preview_cost(
         stage1_guidance_scale=guidance,
         preview_only=True,
     )
-    return Counted(
-        evaluations=cost.evaluations, flops={name: phase.flops for name, phase in cost.phases.items()}
-    )
+    return Counted.of(cost.phases)
 
 
 def detail_cost(
@@ -68,44 +65,16 @@ def detail_cost(
         num_frames: Frames of the clip.
         has_text: Whether there is a prompt; without one there is no guidance.
     """
-    transformer, length = configs.stage2_transformer, configs.preset.stage2.max_text_tokens
-    assert transformer is not None
-    temporal, _ = vae_factors(configs.vae)
-    patch_size = int(transformer["patch_size"])
-    multiple = pixels_per_token(configs.vae, patch_size)
-    height, width = (next_multiple(side, multiple) for side in settings.working_size)
-    windows = list(
-        iterate_windows(
-            (torch.empty(1, 1, 1, 1) for _ in range(num_frames)),
-            window=settings.window,
-            overlap=settings.overlap,
-            temporal_factor=temporal,
-        )
+    phases, _ = stage2_cost(
+        configs,
+        settings.working_size,
+        num_frames=num_frames,
+        num_inference_steps=settings.num_inference_steps,
+        guided=has_text and settings.guidance_scale != 1,
+        window=settings.window,
+        overlap=settings.overlap,
     )
-    frames = windows[0].frames.shape[1]
-    shape = latent_shape(frames, height, width, vae_config=configs.vae, patch_size=patch_size)
-    branches = 2 if has_text and settings.guidance_scale != 1 else 1
-    num_passes = len(windows) * settings.num_inference_steps
-    text = {}
-    if has_text and configs.text_encoder is not None:
-        text = {"text": text_flops(configs.text_encoder, length, 1)}
-    one_pass = transformer_flops(
-        transformer,
-        num_latent_frames=shape.num_frames,
-        height=shape.height,
-        width=shape.width,
-        num_text_tokens=length,
-        batch=branches,
-    )
-    return Counted(
-        evaluations={"stage2": branches * num_passes},
-        flops={
-            **text,
-            "stage2_encode": len(windows) * vae_encode_flops(configs.vae, frames, height, width, 1),
-            "stage2": num_passes * one_pass,
-            "stage2_decode": len(windows) * vae_decode_flops(configs.vae, frames, height, width, 1),
-        },
-    )
+    return Counted.of({**(text_cost(configs, (2,)) if has_text else {}), **phases})
 
 
 def add_counts(parts: list[Counted]) -> Counted:
