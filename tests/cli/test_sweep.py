@@ -14,10 +14,11 @@ MEASURES = "psnr,fidelity,flicker"
 
 @pytest.fixture
 def sweep(flashvideo):
-    """`sweep(*words)` runs the command with the toy model and a few quick measures."""
+    """`sweep(*words)` runs the command with the toy model and those of a few quick measures that apply."""
 
     def run(*words):
-        return flashvideo("sweep", *words, "--measures", MEASURES)
+        measures = "fidelity,flicker" if "--prompts" in words else MEASURES
+        return flashvideo("sweep", *words, "--measures", "flicker" if "--preview-only" in words else measures)
 
     return run
 
@@ -43,7 +44,7 @@ def test_a_grid_over_scenes_is_scored_costed_summed_up_and_plotted(sweep, tmp_pa
     outcome = sweep("--scenes", 2, "--detail-steps", "1,2", "-o", tmp_path / "out", "--json")
     data = json.loads(outcome.out)
     assert (outcome.code, data["settings"], data["runs"], data["new_runs"]) == (0, 2, 4, 4)
-    assert [path.rpartition("/")[2] for path in data["plots"]] == [
+    assert [path.rpartition("/")[2] for path in data["plots"]][:4] == [
         "axis_detail_steps.png",
         "cost_seconds.png",
         "cost_evaluations.png",
@@ -159,8 +160,8 @@ def test_other_measures_are_not_mixed_into_a_sweep(sweep, flashvideo, refusal, t
     words = ["--scenes", 1, "--detail-steps", 1, "-o", tmp_path / "out"]
     assert sweep(*words).code == 0
     sentence = refusal(flashvideo, "sweep", *words, "--measures", "psnr")
-    assert "was measured with another measurement measures, flicker,psnr,fidelity and not psnr" in sentence
-    assert "another measurement num_frames, 5 and not 9" in refusal(sweep, *words, "--frames", 9)
+    assert "was measured with flicker,psnr,fidelity as measures, and not with psnr" in sentence
+    assert "with 5 as num_frames, and not with 9" in refusal(sweep, *words, "--frames", 9)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_wrong_usage_is_one_sentence(flashvideo, refusal, tmp_path, words, sente
     assert sentence in refusal(flashvideo, "sweep", *words, "-o", tmp_path / "out", code=2)
 
 
-def test_what_the_model_cannot_do_is_one_sentence(sweep, refusal, tmp_path, prompts):
+def test_what_the_model_cannot_do_is_one_sentence(sweep, flashvideo, refusal, tmp_path, prompts):
     out = ["-o", tmp_path / "out"]
     assert "num_frames must be 4k+1, got 4" in refusal(sweep, "--scenes", 1, "--frames", 4, *out)
     sentence = refusal(sweep, "--scenes", 1, "--size", "48x32,reference", *out)
@@ -202,6 +203,9 @@ def test_what_the_model_cannot_do_is_one_sentence(sweep, refusal, tmp_path, prom
     assert "does not exist" in refusal(sweep, "--prompts", tmp_path / "none.txt", *out)
     assert "expected a folder of videos" in refusal(sweep, "--inputs", tmp_path / "none", *out)
     assert "is not empty and holds no sweep" in refusal(sweep, "--scenes", 1, "-o", tmp_path)
+    assert "steps must be at most 1000" in refusal(sweep, "--prompts", prompts, "--steps", "1,1001", *out)
+    sentence = refusal(flashvideo, "sweep", "--prompts", prompts, "--measures", "psnr", *out)
+    assert "psnr needs a reference, which this sweep over prompts does not have; leave it out" in sentence
 
 
 def test_guidance_without_prompts_is_refused(sweep, refusal, tmp_path, video_file):

@@ -11,11 +11,11 @@ from flashvideo.evaluation.sweep.files import Cost, Run
 from flashvideo.evaluation.sweep.grid import AXES, make_grid
 from flashvideo.evaluation.sweep.plots import lines_over, place_labels, write_plots
 from flashvideo.evaluation.sweep.summary import (
+    are_uneven,
     as_markdown,
     fronts,
     outcomes,
     pareto_front,
-    uneven_counts,
     write_summary,
 )
 
@@ -27,12 +27,12 @@ PSNR, ENERGY, COLOR, FLICKER, BAND = (
 SHOWN = (PSNR, ENERGY, COLOR, FLICKER, BAND)
 
 
-def run(setting, index=0, *, psnr=None):
+def run(setting, index=0, *, seed=0, psnr=None):
     steps = setting.detail_steps or 1
     branches = 2 if (setting.detail_guidance or 1) > 1 else 1
     return Run(
         item=f"scene_{index:04}",
-        seed=0,
+        seed=seed,
         setting=setting,
         scores={
             "psnr": 20.0 + steps + index / 10 if psnr is None else psnr,
@@ -52,7 +52,7 @@ def run(setting, index=0, *, psnr=None):
 
 def found_of(values, num_items=2, **options):
     settings = make_grid({"size": ["640x384"], **values}, **options)
-    return outcomes([run(setting, index) for index in range(num_items) for setting in settings])
+    return outcomes([run(setting, index) for index in range(num_items) for setting in settings], SHOWN)
 
 
 def test_a_point_that_costs_more_and_is_no_better_is_not_on_the_front():
@@ -125,10 +125,22 @@ def test_the_table_has_what_is_shared_the_costs_and_every_measure():
     assert "| 4 | 50 [9, 91] |" in text
 
 
-def test_settings_tried_more_often_than_others_are_noticed():
+def test_settings_that_were_not_tried_on_the_same_videos_are_noticed():
     one, other = make_grid({"size": ["640x384"], "detail_steps": [1, 4]})
-    assert uneven_counts(outcomes([run(one), run(one, 1), run(other)]))
-    assert not uneven_counts(outcomes([run(one), run(other)]))
+    assert are_uneven(outcomes([run(one), run(one, 1), run(other)], SHOWN))
+    assert are_uneven(outcomes([run(one), run(other, 1)], SHOWN))
+    assert are_uneven(outcomes([run(one), run(other, seed=1)], SHOWN))
+    assert not are_uneven(outcomes([run(one), run(other)], SHOWN))
+
+
+def test_seeds_of_an_item_are_averaged_before_items_are_resampled():
+    (setting,) = make_grid({"size": ["640x384"], "detail_steps": [4]})
+    values = {(0, 0): 10.0, (0, 1): 30.0, (1, 0): 19.0, (1, 1): 21.0}
+    runs = [run(setting, index, seed=seed, psnr=value) for (index, seed), value in values.items()]
+    (one,) = outcomes(runs, SHOWN)
+    found = one.scores["psnr"]
+    assert (found.mean, found.low, found.high, found.count) == (20, 20, 20, 4)
+    assert (one.scores["color"].mean, one.scores["color"].low, one.scores["color"].high) == (0.5, 0, 1)
 
 
 def test_a_summary_is_json_and_markdown(tmp_path):
@@ -155,7 +167,8 @@ def test_one_at_a_time_there_is_one_line_over_each_axis():
 
 def test_plots_are_drawn_over_each_axis_and_each_cost(tmp_path):
     pytest.importorskip("matplotlib")
-    found = found_of({"detail_steps": [1, 8], "size": ["640x384", "960x576"]})
+    settings = make_grid({"size": ["640x384", "960x576"], "detail_steps": [1, 8]})
+    found = outcomes([run(one, index) for index, one in enumerate(settings)], SHOWN)
     paths = write_plots(tmp_path, found, SHOWN)
     assert [path.name for path in paths] == [
         "axis_size.png",
@@ -163,10 +176,27 @@ def test_plots_are_drawn_over_each_axis_and_each_cost(tmp_path):
         "cost_seconds.png",
         "cost_evaluations.png",
         "cost_flops.png",
+        "cost_peak_bytes.png",
     ]
     for path in paths:
         with Image.open(path) as image:
             assert image.width > 500
+
+
+def test_plots_of_before_do_not_stay_beside_new_tables(tmp_path):
+    for name in ("axis_shift.png", "cost_flops.png", "mine.png"):
+        (tmp_path / name).write_bytes(b"")
+    write_plots(tmp_path, found_of({"detail_steps": [4]}), SHOWN)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+
+
+def test_what_is_not_drawn_is_said(tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    settings = make_grid({"size": ["640x384"], "detail_steps": [1, 4], "shift": [1.0, 2.0]})
+    found = outcomes([run(settings[0]), run(settings[3])], SHOWN)
+    paths = write_plots(tmp_path, found, (PSNR,))
+    assert not [path for path in paths if path.name.startswith("axis")]
+    assert "there is no plot over time shift: no two settings differ in it alone" in caplog.text
 
 
 def test_a_sweep_of_one_setting_has_nothing_to_plot(tmp_path):

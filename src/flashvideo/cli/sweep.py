@@ -5,24 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from flashvideo import __version__
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import check_folder
 from flashvideo.cli.messages import StepProgress, progress_is_shown
-from flashvideo.cli.metadata import dtype_name
 from flashvideo.cli.model import model_label, open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result
 
 if TYPE_CHECKING:
     from flashvideo.evaluation.measures import Measure
-    from flashvideo.evaluation.sweep.files import Conditions, SweepFolder
-    from flashvideo.evaluation.sweep.grid import Value
+    from flashvideo.evaluation.sweep.files import SweepFolder
     from flashvideo.evaluation.sweep.items import Item, Kind
-    from flashvideo.evaluation.sweep.running import Sweep
+    from flashvideo.evaluation.sweep.planning import Sweep
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -98,7 +96,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="comma-separated names of what to score with (default: all that apply)",
     )
     parser.add_argument(
-        "--save-videos", action="store_true", help="keep the results of new runs, in DIR/videos"
+        "--save-videos",
+        action="store_true",
+        help="keep the results of new runs, in DIR/videos/SETTING, such as evaluate takes",
     )
     shared.add_model_options(parser)
     shared.add_progress(parser)
@@ -149,14 +149,14 @@ def run(arguments: argparse.Namespace) -> Result:
     check_combination(arguments)
     check_folder(arguments.output)
     phases = Phases()
-    with use_threads(arguments.threads):
+    with use_threads(arguments.threads), ExitStack() as stack:
         measures = choose_measures(arguments.measures)
         items = read_items(arguments)
         with phases("load"):
             pipeline = open_pipeline(arguments)
-        sweep = plan_sweep(arguments, pipeline, items, measures)
         with phases("check"):
-            folder = open_sweep(arguments, pipeline, sweep)
+            sweep = plan_sweep(arguments, pipeline, items, measures)
+            folder = stack.enter_context(open_sweep(arguments, pipeline, sweep))
         num_before = len(folder.runs)
         with phases("sweep"):
             run_all(arguments, pipeline, sweep, folder)
@@ -261,13 +261,14 @@ def plan_sweep(
     items: Sequence[Item],
     measures: tuple[Measure, ...],
 ) -> Sweep:
-    """Completes the grid with the model's own settings.
+    """Completes the grid with the model's own settings, and checks all of it.
 
     Raises:
-        ValueError: If the model cannot do what is asked for.
+        ValueError: If the model cannot do what is asked for, or a measure that was asked for does not apply.
     """
+    from flashvideo.evaluation.sweep.checking import check_measures, check_sweep
     from flashvideo.evaluation.sweep.grid import make_grid
-    from flashvideo.evaluation.sweep.running import Sweep
+    from flashvideo.evaluation.sweep.planning import Sweep, grid_values
     from flashvideo.pipelines.inputs import or_default
     from flashvideo.shapes import check_num_frames
 
@@ -278,8 +279,15 @@ def plan_sweep(
     kind: Kind = (
         "scenes" if arguments.scenes is not None else "prompts" if arguments.inputs is None else "inputs"
     )
-    chosen, preset = grid_values(arguments, pipeline), pipeline.preset
-    return Sweep(
+    chosen = grid_values(
+        {name: getattr(arguments, name) for name in ("size", *STAGE1_OPTIONS, *STAGE2_OPTIONS)},
+        pipeline,
+        kind=kind,
+        preview_only=arguments.preview_only,
+        has_text=arguments.inputs is None or arguments.prompts is not None,
+    )
+    preset = pipeline.preset
+    sweep = Sweep(
         kind=kind,
         items=tuple(items),
         seeds=arguments.seed,
@@ -291,74 +299,34 @@ def plan_sweep(
         else or_default(arguments.consistency, preset.stage2.consistency),
         measures=measures,
     )
+    if arguments.measures is not None:
+        check_measures(sweep)
+    check_sweep(pipeline, sweep)
+    return sweep
 
 
-def grid_values(arguments: argparse.Namespace, pipeline: FlashVideoPipeline) -> dict[str, Sequence[Value]]:
-    """Returns the values of each setting that applies, by its name; the model's own where none are given."""
-    from flashvideo.pipelines.sizes import REFERENCE, named_size, upscale_factor
-
-    preset = pipeline.preset
-    own: dict[str, Value] = {}
-    if arguments.preview_only or (arguments.prompts is not None and arguments.inputs is None):
-        own |= {"steps": preset.stage1.num_inference_steps, "guidance": preset.stage1.guidance_scale}
-    if not arguments.preview_only:
-        own |= {
-            "detail_steps": preset.stage2.num_inference_steps,
-            "noise_step": preset.stage2.noise_step,
-            "shift": float(pipeline.stage2_scheduler.shift),
-        }
-        if arguments.inputs is None or arguments.prompts is not None:
-            own["detail_guidance"] = preset.stage2.guidance_scale
-    if arguments.inputs is None:
-        sizes = [named_size(one, preset=preset) for one in arguments.size or (REFERENCE,)]
-        size: Sequence[Value] = [f"{width}x{height}" for height, width in sizes]
-    else:
-        size = [one.strip().lower() for one in arguments.size or (f"x{upscale_factor(preset)}",)]
-    return {"size": size, **{name: getattr(arguments, name) or (value,) for name, value in own.items()}}
-
-
-def open_sweep(arguments: argparse.Namespace, pipeline: FlashVideoPipeline, sweep: Sweep) -> SweepFolder:
+def open_sweep(
+    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, sweep: Sweep
+) -> AbstractContextManager[SweepFolder]:
     """Opens the folder, new or to go on with.
 
     Raises:
         ValueError: If it holds something else.
     """
     from flashvideo.evaluation.sweep.files import open_folder
-    from flashvideo.evaluation.sweep.making import check_videos
+    from flashvideo.evaluation.sweep.planning import describe_conditions
+    from flashvideo.pipelines.folders import model_folder
 
-    check_videos(pipeline, sweep.items, dict.fromkeys(setting.size for setting in sweep.settings))
-    conditions = describe_conditions(arguments, pipeline, sweep)
-    return open_folder(arguments.output, conditions, [item.as_dict() for item in sweep.items])
-
-
-def describe_conditions(
-    arguments: argparse.Namespace, pipeline: FlashVideoPipeline, sweep: Sweep
-) -> Conditions:
-    """Returns what must be the same of all runs in a folder."""
-    import torch
-
-    from flashvideo.evaluation.machine import describe_machine
-    from flashvideo.evaluation.sweep.files import Conditions, model_fingerprint
-
-    folder = getattr(pipeline.config, "_name_or_path", None)
-    machine = describe_machine(str(pipeline.execution_device))
-    processor, accelerator = machine["processor"], machine["accelerator"]
-    return Conditions(
-        model={
-            "name": model_label(arguments.model),
-            "fingerprint": model_fingerprint(Path(folder)) if folder and Path(folder).is_dir() else None,
-            "version": __version__,
-        },
-        measurement=sweep.about(),
-        machine={
-            "device": pipeline.execution_device.type if accelerator is None else accelerator["name"],
-            **{f"processor {name}": processor[name] for name in ("name", "cores", "threads")},
-            "torch": torch.__version__,
-            "dtype": dtype_name(pipeline),
-            "weights": pipeline.weights,
-            "vram": arguments.vram,
-        },
+    folder = model_folder(
+        arguments.model,
+        revision=arguments.revision,
+        text_encoder=arguments.text_encoder,
+        dtype=pipeline.dtype,
     )
+    conditions = describe_conditions(
+        pipeline, sweep, model=model_label(arguments.model), folder=folder, vram=arguments.vram
+    )
+    return open_folder(arguments.output, conditions, [item.as_dict() for item in sweep.items])
 
 
 def run_all(
@@ -398,10 +366,10 @@ def sum_up(folder: SweepFolder, measures: Sequence[Measure]) -> tuple[list[Path]
         The plots, and the number of settings.
     """
     from flashvideo.evaluation.sweep.plots import write_plots
-    from flashvideo.evaluation.sweep.summary import outcomes, uneven_counts, write_summary
+    from flashvideo.evaluation.sweep.summary import are_uneven, outcomes, write_summary
 
     found = outcomes(folder.runs, measures)
-    if uneven_counts(found):
+    if are_uneven(found):
         logger.warning(
             "not all settings were tried on the same items with the same seeds, so their means are not of the same "
             "videos; see the column runs of %s",

@@ -208,8 +208,9 @@ def text_cost(configs: ModelConfigs, stages: Sequence[int], *, batch: int = 1) -
     """
     if configs.text_encoder is None:
         return {}
-    presets = {1: configs.preset.stage1, 2: configs.preset.stage2}
-    lengths = [presets[stage].max_text_tokens for stage in stages]
+    preset = configs.preset
+    tokens = {1: preset.stage1.max_text_tokens, 2: preset.stage2.max_text_tokens}
+    lengths = [tokens[stage] for stage in stages]
     cost = PhaseCost(
         evaluations=batch * len(lengths),
         passes=len(lengths),

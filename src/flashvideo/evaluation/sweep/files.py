@@ -3,23 +3,29 @@
 sweep.json     the model, how it is measured, the machine, and what the sweep is made over; written first
 runs.jsonl     a line per finished run
 previews/      previews with what they cost, from which any Stage II settings go on
-videos/        the results, where they are kept
+videos/        the results, where they are kept, in a folder for each setting
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import FileLock, Timeout
+
 from flashvideo.evaluation.records import append_record, read_records, write_json
 from flashvideo.evaluation.sweep.grid import Setting
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
-ABOUT, RUNS = "sweep.json", "runs.jsonl"
+ABOUT, RUNS, LOCK = "sweep.json", "runs.jsonl", ".lock"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".model")
 """Files of a model's folder that make it what it is."""
 
@@ -118,9 +124,11 @@ class Conditions:
     """On what; times depend on it."""
 
     def facts(self) -> dict[str, Any]:
-        """Returns all by names such as `model version`."""
+        """Returns all by names for people, such as `model's version`."""
         return {
-            f"{part} {name}": value for part, values in vars(self).items() for name, value in values.items()
+            name if part == "measurement" else f"{part}'s {name}": value
+            for part, values in vars(self).items()
+            for name, value in values.items()
         }
 
 
@@ -140,47 +148,64 @@ class SweepFolder:
         self.runs.append(run)
 
 
-def open_folder(path: Path, conditions: Conditions, items: Sequence[Mapping[str, Any]]) -> SweepFolder:
+@contextmanager
+def open_folder(
+    path: Path, conditions: Conditions, items: Sequence[Mapping[str, Any]]
+) -> Iterator[SweepFolder]:
     """Opens the folder of a sweep, new or to be continued; more items may join those that are there.
+
+    Within the block no other process can open it.
 
     Args:
         path: The folder; made if it is not there.
         conditions: Under what is measured.
         items: `Item.as_dict` of each.
 
-    Returns:
+    Yields:
         The folder with the runs that are finished. A last line that an interruption tore is dropped.
 
     Raises:
-        ValueError: If it holds another sweep, measured under other conditions or with other items of the same names.
+        ValueError: If it holds another sweep, measured under other conditions or with other items of the same names,
+            or another process has it open.
     """
     about = path / ABOUT
-    known: list[Mapping[str, Any]] = []
-    if about.exists():
-        stored = _read_about(about)
-        _check_same(path, stored, conditions)
-        known = stored["items"]
-    elif path.is_dir() and any(path.iterdir()):
+    if not about.exists() and path.is_dir() and any(one.name != LOCK for one in path.iterdir()):
         raise ValueError(f"{path} is not empty and holds no sweep; choose a new folder")
-    merged = _merge_items(path, known, items)
     path.mkdir(parents=True, exist_ok=True)
-    write_json(about, {"format": FORMAT, **vars(conditions), "items": merged})
-    return SweepFolder(path, read_runs(path))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(path / LOCK, timeout=0))
+        except Timeout:
+            raise ValueError(
+                f"another sweep is at work in {path}; wait for it, or choose another folder"
+            ) from None
+        known: list[Mapping[str, Any]] = []
+        if about.exists():
+            stored = _read_about(about)
+            _check_same(path, stored, conditions)
+            known = stored["items"]
+        merged = _merge_items(path, known, items)
+        write_json(about, {"format": FORMAT, **vars(conditions), "items": merged})
+        yield SweepFolder(path, read_runs(path))
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Reads the finished runs of a sweep's folder.
+    """Reads the finished runs of a sweep's folder; of one that is there twice the first counts.
 
     Raises:
         ValueError: If a line is not that of a run.
     """
-    runs = []
+    runs: dict[RunKey, Run] = {}
     for number, record in enumerate(read_records(path / RUNS), 1):
         try:
-            runs.append(Run.from_dict(record))
+            run = Run.from_dict(record)
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"line {number} of {path / RUNS} is not a run; remove that line") from None
-    return runs
+        if runs.setdefault(run.key, run) is not run:
+            logger.warning(
+                "line %d of %s is of a run that is there already; the first counts", number, path / RUNS
+            )
+    return list(runs.values())
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -220,7 +245,7 @@ def _check_same(path: Path, stored: Mapping[str, Any], conditions: Conditions) -
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
             raise ValueError(
-                f"{path} was measured with another {name}, {_short(before.get(name))} and not "
+                f"{path} was measured with {_short(before.get(name))} as {name}, and not with "
                 f"{_short(now.get(name))}; choose a new folder"
             )
 

@@ -7,18 +7,17 @@ encoder.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from flashvideo.evaluation.folders import VideoFile, read_picture
-from flashvideo.evaluation.phases import peak_bytes, reset_peak
+from flashvideo.evaluation.peaks import timed, with_peak
 from flashvideo.evaluation.records import write_json
+from flashvideo.evaluation.sweep.files import Cost
 from flashvideo.evaluation.sweep.grid import Setting
 from flashvideo.evaluation.sweep.items import Item, render_pair
 from flashvideo.pipelines.preview import PREVIEW_SUFFIX, PreviewState, load_preview, save_preview
@@ -26,13 +25,12 @@ from flashvideo.pipelines.settings import EnhanceSettings, complete_settings
 from flashvideo.pipelines.sizes import crop_offset, named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.pipelines.workload import Workload
-from flashvideo.video import probe_video
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class Spent:
     """What a phase took."""
 
     seconds: float
@@ -87,7 +85,7 @@ class Text:
     stage2: Tensor | None
     """(1, L, D); None where Stage II does not run."""
 
-    taken: Taken
+    taken: Spent
     """What reading it took."""
 
 
@@ -101,19 +99,31 @@ class MadePreview:
     state: PreviewState
     """Its latents, and where its randomness stood."""
 
-    taken: Taken
+    taken: Spent
     """What it took when it was made."""
 
 
-def timed(device: torch.device, work: Callable[[], T]) -> tuple[T, Taken]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+    """A result with what it took."""
+
+    start: Start
+    """What it was made from; the preview itself, where that is the result."""
+
+    frames: Tensor
+    """(F, 3, H, W)."""
+
+    cost: Cost
+    """What it cost."""
+
+    about: dict[str, Any]
+    """Sizes, steps and settings, for its metadata."""
+
+
+def spent(device: torch.device, work: Callable[[], T]) -> tuple[T, Spent]:
     """Does some work and says what it took."""
-    reset_peak(device)
-    started = time.perf_counter()
-    result = work()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    seconds = time.perf_counter() - started
-    return result, Taken(seconds=seconds, peak_bytes=peak_bytes(device) or None)
+    (result, seconds), memory = with_peak(lambda: timed(work, device), device)
+    return result, Spent(seconds=seconds, peak_bytes=None if memory is None else memory.most)
 
 
 def read_text(pipeline: FlashVideoPipeline, prompt: str, *, stage1: bool, stage2: bool) -> Text:
@@ -126,7 +136,7 @@ def read_text(pipeline: FlashVideoPipeline, prompt: str, *, stage1: bool, stage2
                 pipeline.stage2.encode_prompt(prompt, 1) if stage2 else None,
             )
 
-    (first, second), taken = timed(pipeline.execution_device, encode)
+    (first, second), taken = spent(pipeline.execution_device, encode)
     return Text(stage1=first, stage2=second, taken=taken)
 
 
@@ -150,7 +160,7 @@ def make_preview(
         seed: Seed of the randomness of both stages.
     """
     size = named_size(setting.size)
-    made, taken = timed(
+    made, taken = spent(
         pipeline.execution_device,
         lambda: pipeline.make_preview(
             prompt,
@@ -167,25 +177,68 @@ def make_preview(
 
 
 def keep_preview(path: Path, preview: MadePreview) -> None:
-    """Writes a preview, and beside it what it took; the second file is what says that both are there."""
+    """Writes a preview, and beside it what it took; the second file is what says that both are there.
+
+    Args:
+        path: Where to, without suffix.
+        preview: The preview.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_preview(path.with_suffix(PREVIEW_SUFFIX), preview.state)
-    write_json(path.with_suffix(".json"), vars(preview.taken))
+    save_preview(_beside(path, PREVIEW_SUFFIX), preview.state)
+    write_json(_beside(path, ".json"), vars(preview.taken))
 
 
-def kept_preview(pipeline: FlashVideoPipeline, path: Path) -> MadePreview | None:
-    """Reads what `keep_preview` wrote; None if there is none."""
-    taken = path.with_suffix(".json")
+def kept_preview(
+    pipeline: FlashVideoPipeline, path: Path, prompt: str, setting: Setting, *, num_frames: int, seed: int
+) -> MadePreview | None:
+    """Reads what `keep_preview` wrote.
+
+    Args:
+        pipeline: The model.
+        path: Where it would be, without suffix.
+        prompt: What it must be of, as all that follows.
+        setting: Size of the final video, steps and guidance.
+        num_frames: F.
+        seed: The seed.
+
+    Returns:
+        The preview; None if there is none.
+
+    Raises:
+        ValueError: If it is of something else.
+    """
+    taken = _beside(path, ".json")
     if not taken.exists():
         return None
-    state = load_preview(path.with_suffix(PREVIEW_SUFFIX))
+    state = load_preview(_beside(path, PREVIEW_SUFFIX))
     made = state.settings
+    height, width = pipeline.preview_size(*named_size(setting.size))
+    wanted = {
+        "prompts": (prompt,),
+        "seed": seed,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "num_inference_steps": setting.steps,
+        "guidance_scale": setting.guidance,
+    }
+    for name, value in wanted.items():
+        if (found := getattr(made, name)) != value:
+            raise ValueError(
+                f"{_beside(path, PREVIEW_SUFFIX)} must be the preview of {name} {value}, got {found}; remove it and "
+                f"{taken.name}"
+            )
     preview = (made.num_frames, made.height, made.width)
     with pipeline.planned(lambda: Workload(preview=preview, stage1=False, text=False)):
         pixels = pipeline.stage1.decode_latents(state.latents.to(pipeline.execution_device))
     return MadePreview(
-        pixels=pixels[0].float().cpu(), state=state, taken=Taken(**json.loads(taken.read_text()))
+        pixels=pixels[0].float().cpu(), state=state, taken=Spent(**json.loads(taken.read_text()))
     )
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """The path with a suffix behind its whole name, in which there may be dots."""
+    return path.with_name(path.name + suffix)
 
 
 def start_from_preview(pipeline: FlashVideoPipeline, preview: MadePreview, size: str) -> Start:
@@ -216,39 +269,24 @@ def start_from_video(pipeline: FlashVideoPipeline, item: Item, size: str) -> Sta
     reference = None if item.reference is None else item.reference.read()
     final = result_size(pipeline, size, (pixels.shape[-2], pixels.shape[-1]))
     if reference is not None:
-        _check_reference(item, size, (len(pixels), *final), (len(reference), *reference.shape[-2:]))
+        check_reference(item, size, (len(pixels), *final), (len(reference), *reference.shape[-2:]))
     return Start(pixels=pixels, size=final, reference=reference)
 
 
-def check_videos(pipeline: FlashVideoPipeline, items: Iterable[Item], sizes: Iterable[str]) -> None:
-    """Checks by what files declare, before any work, that references are of the sizes that come out.
-
-    Raises:
-        ValueError: If one is not, or a file is no video.
-    """
-    sizes = list(sizes)
-    for item in items:
-        if item.video is None:
-            continue
-        num_frames, *given = _declared(item.video)
-        for size in sizes:
-            final = result_size(pipeline, size, (given[0], given[1]))
-            if item.reference is not None:
-                _check_reference(item, size, (num_frames, *final), _declared(item.reference))
-
-
-def _declared(file: VideoFile) -> tuple[int, int, int]:
-    """Frames, height and width, of a video without decoding it."""
-    if file.is_video:
-        info = probe_video(file.paths[0])
-        return info.num_frames, info.height, info.width
-    return (len(file.paths), *read_picture(file.paths[0]).shape[-2:])
-
-
-def _check_reference(
+def check_reference(
     item: Item, size: str, expected: tuple[int, int, int], found: tuple[int, int, int]
 ) -> None:
-    """Frames, height and width of a result, and of its reference."""
+    """Checks a reference against the result that it is for.
+
+    Args:
+        item: What both belong to.
+        size: A `Setting`'s.
+        expected: Frames, height and width of the result.
+        found: Those of the reference.
+
+    Raises:
+        ValueError: If they differ.
+    """
     if found != expected:
         assert item.reference is not None
         raise ValueError(
@@ -271,26 +309,40 @@ def result_size(pipeline: FlashVideoPipeline, size: str, given: tuple[int, int])
     return named_size(size, like=given, preset=pipeline.preset)
 
 
-def detail_settings(
-    pipeline: FlashVideoPipeline, start: Start, setting: Setting, *, consistency: bool | None
+def complete_detail(
+    pipeline: FlashVideoPipeline,
+    given: tuple[int, int],
+    final: tuple[int, int],
+    setting: Setting,
+    *,
+    consistency: bool | None,
+    enlarged: tuple[int, int] | None = None,
 ) -> EnhanceSettings:
     """Completes the settings of Stage II.
+
+    Args:
+        pipeline: The model.
+        given: Height and width of what it starts from.
+        final: H and W of the result.
+        setting: How it is made.
+        consistency: Whether the result keeps the coarse picture; the model's own if None.
+        enlarged: Height and width to work at, of which the middle is kept; the result's if None.
 
     Raises:
         ValueError: In one sentence, what the model does not take.
     """
     return complete_settings(
-        (start.pixels.shape[-2], start.pixels.shape[-1]),
+        given,
         preset=pipeline.preset,
         vae=pipeline.vae,
-        height=start.size[0],
-        width=start.size[1],
+        height=final[0],
+        width=final[1],
         num_inference_steps=setting.detail_steps,
         guidance_scale=setting.detail_guidance,
         noise_step=setting.noise_step,
         shift=setting.shift,
         consistency=consistency,
-        enlarged=start.enlarged,
+        enlarged=enlarged,
     )
 
 
@@ -300,7 +352,7 @@ def make_detail(
     embeds: Tensor | None,
     settings: EnhanceSettings,
     generator: torch.Generator,
-) -> tuple[Tensor, Taken]:
+) -> tuple[Tensor, Spent]:
     """Runs Stage II.
 
     Args:
@@ -324,4 +376,4 @@ def make_detail(
         )
         return torch.cat(list(stretches)).float()
 
-    return timed(pipeline.execution_device, enhance)
+    return spent(pipeline.execution_device, enhance)

@@ -9,6 +9,7 @@ Needs matplotlib (the `evaluate` extra).
 from __future__ import annotations
 
 import itertools
+import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from flashvideo.evaluation.measures import Measure
 from flashvideo.evaluation.plots import new_axes, save_figure
 from flashvideo.evaluation.sweep.grid import Axis, Setting, Value, varying_axes
 from flashvideo.evaluation.sweep.summary import COSTS, CostKind, Outcome, fronts
+
+logger = logging.getLogger(__name__)
 
 MOST_LINES = 8
 """More lines than these cannot be told apart, and are not drawn."""
@@ -36,7 +39,7 @@ OFFSETS = tuple(
 
 
 def write_plots(folder: Path, found: Sequence[Outcome], measures: Sequence[Measure]) -> list[Path]:
-    """Draws all plots of a sweep.
+    """Draws all plots of a sweep, in the place of those that are there; what is not drawn is logged.
 
     Args:
         folder: Where to.
@@ -49,18 +52,26 @@ def write_plots(folder: Path, found: Sequence[Outcome], measures: Sequence[Measu
     Raises:
         ImportError: If matplotlib is not installed.
     """
+    for pattern in ("axis_*.png", "cost_*.png"):
+        for old in folder.glob(pattern):
+            old.unlink()
     shown = [measure for measure in measures if any(measure.name in one.scores for one in found)]
     paths = []
-    for axis in varying_axes(one.setting for one in found):
+    for axis in varying_axes(one.setting for one in found) if shown else ():
         lines = lines_over(axis, found)
-        if shown and 0 < len(lines) <= MOST_LINES:
+        if 0 < len(lines) <= MOST_LINES:
             paths.append(folder / f"axis_{axis.name}.png")
             plot_axis(axis, lines, shown, paths[-1])
+        else:
+            why = "no two settings differ in it alone" if not lines else f"{len(lines)} lines are too many"
+            logger.warning("there is no plot over %s: %s", axis.label, why)
     judged = [measure for measure in shown if measure.better != "neither"]
-    for kind in COSTS[:-1]:  # of memory there is the most, and no mean
-        if judged and len({one.cost[kind.name] for one in found if kind.name in one.cost}) > 1:
+    for kind in COSTS if judged and len(found) > 1 else ():
+        if len({one.cost[kind.name] for one in found if kind.name in one.cost}) > 1:
             paths.append(folder / f"cost_{kind.name}.png")
             plot_cost(kind, found, judged, paths[-1])
+        else:
+            logger.info("there is no plot over %s: it is the same of all settings, or not known", kind.label)
     return paths
 
 

@@ -11,30 +11,26 @@ Shapes: F frames of H x W pixels in [-1, 1].
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashvideo import __version__
-from flashvideo.evaluation.measures import Measure, Subject, available_measures, score
+from flashvideo.evaluation.measures import Subject, score
 from flashvideo.evaluation.sweep.cost import Counted, add_counts, detail_cost, preview_cost
-from flashvideo.evaluation.sweep.files import Cost, Run, RunKey, SweepFolder, short_hash
+from flashvideo.evaluation.sweep.files import Cost, Run, SweepFolder
 from flashvideo.evaluation.sweep.grid import Setting
-from flashvideo.evaluation.sweep.items import Item, Kind
+from flashvideo.evaluation.sweep.items import Item
+from flashvideo.evaluation.sweep.keeping import keep_video, preview_path
 from flashvideo.evaluation.sweep.making import (
+    Made,
     MadePreview,
+    Spent,
     Start,
-    Taken,
     Text,
-    detail_settings,
+    complete_detail,
     keep_preview,
     kept_preview,
     make_detail,
@@ -44,86 +40,17 @@ from flashvideo.evaluation.sweep.making import (
     start_from_scene,
     start_from_video,
 )
+from flashvideo.evaluation.sweep.planning import Sweep
 from flashvideo.pipelines.footprint import ModelConfigs
 from flashvideo.pipelines.inputs import or_default
-from flashvideo.pipelines.settings import EnhanceSettings
+from flashvideo.pipelines.settings import EnhanceSettings, complete_windows
 from flashvideo.pipelines.sizes import named_size
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.video import generation_metadata, write_video
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
 """Called with the number of runs that are done."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sweep:
-    """What is to be done."""
-
-    kind: Kind
-    """What items are."""
-
-    items: tuple[Item, ...]
-    """What every setting is tried on."""
-
-    seeds: tuple[int, ...]
-    """Seeds of the randomness; every item is made with each."""
-
-    settings: tuple[Setting, ...]
-    """The grid."""
-
-    preview_only: bool = False
-    """Whether to stop after Stage I."""
-
-    num_frames: int | None = None
-    """Frames of scenes and previews; the model's own if None."""
-
-    consistency: bool | None = None
-    """Whether results keep their source's coarse picture; the model's own if None."""
-
-    measures: tuple[Measure, ...] = field(default_factory=available_measures)
-    """What results are scored with."""
-
-    @property
-    def has_preview(self) -> bool:
-        """Whether Stage I runs."""
-        return self.preview_only or self.kind == "prompts"
-
-    def run_keys(self) -> Iterator[RunKey]:
-        """Yields every run, so that those which share a preview, or a rendered scene, follow one another."""
-        sizes = dict.fromkeys(setting.size for setting in self.settings)
-        for item, size, seed in itertools.product(self.items, sizes, self.seeds):
-            for setting in self.settings:
-                if setting.size == size:
-                    yield item.name, seed, setting
-
-    def about(self) -> dict[str, Any]:
-        """Returns what may not change within a folder, as plain values."""
-        return {
-            "kind": self.kind,
-            "preview_only": self.preview_only,
-            "num_frames": self.num_frames,
-            "consistency": self.consistency,
-            "measures": [f"{measure.name} {measure.variant}".strip() for measure in self.measures],
-        }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Made:
-    """A result with what it took."""
-
-    start: Start
-    """What it was made from; the preview itself, where that is the result."""
-
-    frames: Tensor
-    """(F, 3, H, W)."""
-
-    cost: Cost
-    """What it cost."""
-
-    about: dict[str, Any]
-    """Sizes, steps and settings, for its metadata."""
 
 
 def run_sweep(
@@ -137,7 +64,8 @@ def run_sweep(
 ) -> None:
     """Does the runs that the folder lacks.
 
-    Before the first of them each stage works for one step, which is not measured: a first run loads libraries.
+    Before the first of them each stage works for one step in every shape, which is not measured: a first run loads
+    libraries, and chooses kernels. A result that is not finite is recorded without scores.
 
     Args:
         pipeline: The model.
@@ -156,30 +84,46 @@ def run_sweep(
     items = {item.name: item for item in sweep.items}
     progress: Progress = on_run or (lambda done: None)
     maker = Maker(pipeline, sweep, folder)
-    if pending:
-        name, seed, setting = pending[0]
-        maker.warm_up(items[name], seed, setting)
+    maker.warm_up([(items[name], seed, setting) for name, seed, setting in pending])
     for done, (name, seed, setting) in enumerate(pending, len(keys) - len(pending) + 1):
         item = items[name]
         made = maker.make(item, seed, setting)
-        source = None if sweep.preview_only else made.start.source
-        if source is None and not sweep.preview_only:
-            logger.warning(
-                "results of size %s are not compared with what they are made from: they are smaller, or whole pixels "
-                "of it are not what is kept",
-                setting.size,
-            )
-        subject = Subject(
-            frames=made.frames, reference=made.start.reference, source=source, prompt=item.prompt
-        )
-        scores = score(subject, sweep.measures)
+        scores: dict[str, float] = {}
         video = None
-        if save_videos:
-            parts = [name, seed, setting.as_dict()]
-            video = f"videos/{_file_name(name)}-seed{seed}-{short_hash(parts)}.mp4"
-            keep_video(folder.path / video, made, pipeline=pipeline, item=item, seed=seed, model=model)
+        if made.frames.isfinite().all():
+            scores = _scores(sweep, item, setting, made)
+            if save_videos:
+                video = keep_video(
+                    folder.path,
+                    sweep,
+                    made,
+                    pipeline=pipeline,
+                    item=item,
+                    seed=seed,
+                    setting=setting,
+                    model=model,
+                )
+        else:
+            logger.warning(
+                "the result of %s with seed %d and %s is not finite; it is recorded without scores",
+                name,
+                seed,
+                setting.text(),
+            )
         folder.append(Run(item=name, seed=seed, setting=setting, scores=scores, cost=made.cost, video=video))
         progress(done)
+
+
+def _scores(sweep: Sweep, item: Item, setting: Setting, made: Made) -> dict[str, float]:
+    source = None if sweep.preview_only else made.start.source
+    if source is None and not sweep.preview_only:
+        logger.warning(
+            "results of size %s are not compared with their source: it is larger, or it cannot be cut to what is "
+            "kept of it",
+            setting.size,
+        )
+    subject = Subject(frames=made.frames, reference=made.start.reference, source=source, prompt=item.prompt)
+    return dict(score(subject, sweep.measures))
 
 
 class Maker:
@@ -200,18 +144,38 @@ class Maker:
         self._previews: dict[str, MadePreview] = {}
 
     @torch.no_grad()
-    def warm_up(self, item: Item, seed: int, setting: Setting) -> None:
-        """Makes a result in one step of each stage, and forgets it."""
+    def warm_up(self, runs: Iterable[tuple[Item, int, Setting]]) -> None:
+        """Makes a result in one step of each stage, once for each shape that the networks will see, and forgets it.
+
+        Of a clip one window at most is enhanced: all windows are of one shape.
+
+        Args:
+            runs: Items with seeds and settings.
+        """
+        seen = set()
+        for item, seed, setting in runs:
+            size = None if item.video is None else item.video.size
+            scales = (setting.guidance, setting.detail_guidance)
+            guided = tuple(scale is not None and scale != 1 for scale in scales)
+            shape = (setting.size, size, item.prompt is not None, guided)
+            if shape not in seen:
+                seen.add(shape)
+                self._warm_up(item, seed, setting)
+        self._texts.clear()
+
+    def _warm_up(self, item: Item, seed: int, setting: Setting) -> None:
         quick = dataclasses.replace(
             setting, steps=setting.steps and 1, detail_steps=setting.detail_steps and 1
         )
         text = self._text(item)
-        preview = None
-        if self.sweep.has_preview:
-            preview = self._new_preview(item, seed, quick, text)
+        preview = self._new_preview(item, seed, quick, text) if self.sweep.has_preview else None
         if not self.sweep.preview_only:
-            self._detail(self._start(item, quick, preview), seed, quick, text, preview)
-        self._texts.clear()
+            start = self._start(item, quick, preview)
+            window, _ = complete_windows(
+                None, None, preset=self.pipeline.preset, vae_config=self.pipeline.vae.config
+            )
+            start = dataclasses.replace(start, pixels=start.pixels[:window])
+            self._detail(start, seed, quick, text, preview)
 
     @torch.no_grad()
     def make(self, item: Item, seed: int, setting: Setting) -> Made:
@@ -223,7 +187,7 @@ class Maker:
             setting: How.
         """
         text = self._text(item)
-        taken: dict[str, Taken] = {} if text is None else {"text": text.taken}
+        taken: dict[str, Spent] = {} if text is None else {"text": text.taken}
         counts: list[Counted] = []
         about: dict[str, Any] = {"sizes": {}, "steps": {}, "settings": {}}
         preview = None
@@ -278,10 +242,12 @@ class Maker:
     def _preview(self, item: Item, seed: int, setting: Setting, text: Text | None) -> MadePreview:
         """The preview of a run: the one at hand, one that is kept, or a new one."""
         size = self.pipeline.preview_size(*named_size(setting.size))
-        parts = [item.name, seed, *size, setting.steps, setting.guidance]
-        path = self.folder.path / "previews" / f"{_file_name(item.name)}-seed{seed}-{short_hash(parts)}"
+        path = preview_path(self.folder.path, item.name, seed, (*size, setting.steps, setting.guidance))
         if path.name not in self._previews:
-            preview = kept_preview(self.pipeline, path)
+            assert item.prompt is not None
+            preview = kept_preview(
+                self.pipeline, path, item.prompt, setting, num_frames=self.num_frames, seed=seed
+            )
             if preview is None:
                 preview = self._new_preview(item, seed, setting, text)
                 keep_preview(path, preview)
@@ -316,8 +282,15 @@ class Maker:
         setting: Setting,
         text: Text | None,
         preview: MadePreview | None,
-    ) -> tuple[Tensor, Taken, Counted, EnhanceSettings]:
-        settings = detail_settings(self.pipeline, start, setting, consistency=self.sweep.consistency)
+    ) -> tuple[Tensor, Spent, Counted, EnhanceSettings]:
+        settings = complete_detail(
+            self.pipeline,
+            (start.pixels.shape[-2], start.pixels.shape[-1]),
+            start.size,
+            setting,
+            consistency=self.sweep.consistency,
+            enlarged=start.enlarged,
+        )
         generator = torch.Generator().manual_seed(seed) if preview is None else preview.state.generator()
         embeds = None if text is None else text.stage2
         frames, taken = make_detail(self.pipeline, start, embeds, settings, generator)
@@ -325,19 +298,7 @@ class Maker:
         return frames, taken, counted, settings
 
 
-def keep_video(
-    path: Path, made: Made, *, pipeline: FlashVideoPipeline, item: Item, seed: int, model: str
-) -> None:
-    """Writes a result with what made it in its metadata."""
-    rate = Fraction(pipeline.preset.stage1.frame_rate).limit_denominator(1001)
-    if item.video is not None:
-        rate = item.video.frame_rate
-    note = generation_metadata(model=model, version=__version__, seed=seed, prompt=item.prompt, **made.about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, made.frames, frame_rate=rate, metadata=note)
-
-
-def _cost(taken: Mapping[str, Taken], counts: list[Counted]) -> Cost:
+def _cost(taken: Mapping[str, Spent], counts: list[Counted]) -> Cost:
     counted = add_counts(counts)
     peaks = [part.peak_bytes for part in taken.values() if part.peak_bytes is not None]
     return Cost(
@@ -351,8 +312,3 @@ def _cost(taken: Mapping[str, Taken], counts: list[Counted]) -> Cost:
 def _size_of(clip: Tensor) -> tuple[int, int, int]:
     """Frames, height and width of (F, 3, H, W)."""
     return clip.shape[0], clip.shape[2], clip.shape[3]
-
-
-def _file_name(name: str) -> str:
-    """An item's name with only such characters as every file system takes."""
-    return re.sub(r"[^\w.-]+", "_", name)[:60]

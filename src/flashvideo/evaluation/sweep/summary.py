@@ -1,11 +1,14 @@
 """What a sweep found: for each setting the mean of every measure with its interval, what it cost, and which are best.
 
-The Pareto front of a measure over a cost is what a choice should be made from: every other setting costs as much or
-more, and is as good or worse.
+The Pareto front of a measure over a cost is what a choice should be made from: each other setting is beaten by one on
+the front, which costs no more, is no worse, and is better in one of the two.
+
+Intervals are over items: the values of an item's seeds are averaged first, since they are not independent.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,14 +68,19 @@ class Outcome:
     setting: Setting
     """The setting."""
 
-    count: int
-    """So many runs."""
+    tried: frozenset[tuple[str, int]]
+    """Item and seed of each run."""
 
     scores: dict[str, Estimate]
     """By the names of measures."""
 
     cost: dict[str, float]
     """Means by the names of `COSTS`; of memory the most."""
+
+    @property
+    def count(self) -> int:
+        """So many runs."""
+        return len(self.tried)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
@@ -191,16 +199,16 @@ def as_markdown(found: Sequence[Outcome], measures: Sequence[Measure]) -> str:
             "",
         ]
     lines += [
-        "Means with 95 % intervals: Wilson's of shares, in percent, the bootstrap's otherwise. Costs are means, of "
-        "memory the most; loading and scoring do not count. * is on the Pareto front over operations: nothing cheaper "
-        "is as good.",
+        "Means with 95 % intervals over the items, the seeds of each averaged first: Wilson's of shares with one seed, "
+        "in percent, the bootstrap's otherwise. Costs are means, of memory the most; loading and scoring do not count. "
+        "* is on the Pareto front over operations: nothing cheaper is as good, and nothing of the same cost is better.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def uneven_counts(found: Sequence[Outcome]) -> bool:
-    """Whether some settings were tried more often than others, so that their means are not of the same videos."""
-    return len({one.count for one in found}) > 1
+def are_uneven(found: Sequence[Outcome]) -> bool:
+    """Whether some settings were tried on other items or with other seeds, so that means are not of the same videos."""
+    return len({one.tried for one in found}) > 1
 
 
 def _outcome(setting: Setting, runs: Sequence[Run], shares: Collection[str]) -> Outcome:
@@ -213,13 +221,21 @@ def _outcome(setting: Setting, runs: Sequence[Run], shares: Collection[str]) -> 
             cost[kind.name] = max(values) if kind.name == "peak_bytes" else sum(values) / len(values)
     return Outcome(
         setting=setting,
-        count=len(runs),
-        scores={
-            name: estimate([run.scores[name] for run in runs if name in run.scores], is_share=name in shares)
-            for name in names
-        },
+        tried=frozenset((run.item, run.seed) for run in runs),
+        scores={name: _estimate(runs, name, is_share=name in shares) for name in names},
         cost=cost,
     )
+
+
+def _estimate(runs: Sequence[Run], name: str, *, is_share: bool) -> Estimate:
+    """Mean and interval over items, of the means over their seeds."""
+    items: dict[str, list[float]] = {}
+    for run in runs:
+        if name in run.scores:
+            items.setdefault(run.item, []).append(run.scores[name])
+    count = sum(map(len, items.values()))
+    means = [sum(values) / len(values) for values in items.values()]
+    return dataclasses.replace(estimate(means, is_share=is_share and count == len(items)), count=count)
 
 
 def _front(found: Sequence[Outcome], kind: CostKind, measure: Measure) -> list[int]:
