@@ -14,7 +14,11 @@ from flashvideo.evaluation.bench.rates import Rates
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No long measurement of the machine, which is taken to have nothing else to do."""
-    monkeypatch.setattr(bench_module, "measure_rates", lambda device, dtype: Rates(flops=1e9, bytes=1e9))
+    monkeypatch.setattr(
+        bench_module,
+        "measure_rates",
+        lambda device, dtype: Rates(flops=1e9, convolution_flops=1e9, bytes=1e9),
+    )
     monkeypatch.setattr("flashvideo.evaluation.machine.load_average", lambda: 0.0)
 
 
@@ -45,6 +49,7 @@ def test_a_benchmark_is_json_and_kept(bench, tmp_path):
     assert (data.pop("exit_code"), data.pop("warnings")) == (0, [])
     assert data == kept
     assert kept["schema"] == 1
+    assert kept["complete"] is True
     assert kept["rows"][0]["phase"] == "stage1"
     assert {"processor", "accelerator", "platform"} <= kept["machine"].keys()
     assert {"commit", "flashvideo", "python"} <= kept["software"].keys()
@@ -104,7 +109,10 @@ def test_random_weights_in_the_shape_of_a_model_need_no_weights(call, toy_model,
     outcome = call("bench", *words)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("toy (random weights)")
-    assert "stage2: the reference is spared noise_step_embedding, num_frames_embedding." in outcome.out
+    assert (
+        "stage2: the reference is spared the work of noise_step_embedding, num_frames_embedding, "
+        in outcome.out
+    )
 
 
 def test_a_repository_is_not_downloaded_for_random_weights(call, refusal):
@@ -121,6 +129,33 @@ def test_ctrl_c_leaves_no_file(bench, tmp_path, monkeypatch):
     assert outcome.code == 130
     assert outcome.err == "flashvideo: error: interrupted; no unfinished file is left\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_the_rows_that_are_done(flashvideo, tmp_path, monkeypatch):
+    measure, calls = bench_module.measure, []
+
+    def interrupt_second(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments, **settings)
+
+    monkeypatch.setattr(bench_module, "measure", interrupt_second)
+    path = tmp_path / "a.json"
+    outcome = flashvideo("bench", "--phases", "text", "stage1", "--repeats", "2", "-o", path)
+    assert outcome.code == 130
+    assert f"1 finished rows are kept in {path}, which is marked as incomplete" in outcome.err
+    kept = json.loads(path.read_text())
+    assert [row["phase"] for row in kept["rows"]] == ["text"]
+    assert kept["complete"] is False
+
+
+def test_an_earlier_benchmark_of_other_phases_is_refused_before_the_work(
+    bench, flashvideo, refusal, tmp_path
+):
+    bench("-o", tmp_path / "a.json")
+    sentence = refusal(flashvideo, "bench", "--phases", "text", "--compare", tmp_path / "a.json")
+    assert "--phases must have one of the earlier benchmark's stage1, got text" in sentence
 
 
 def test_a_busy_machine_is_warned_of(bench, monkeypatch):

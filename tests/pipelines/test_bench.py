@@ -9,8 +9,8 @@ import torch
 
 from flashvideo.evaluation.bench import rates as rates_module
 from flashvideo.evaluation.bench import running as bench_module
-from flashvideo.evaluation.bench.cases import BENCH_PHASES, Workbench, cases
-from flashvideo.evaluation.bench.plain import PlainModel, PlainTransformer
+from flashvideo.evaluation.bench.cases import BENCH_PHASES, Case, Workbench, cases
+from flashvideo.evaluation.bench.plain import PlainModel, PlainTransformer, plain_chunks
 from flashvideo.evaluation.bench.rates import Rates, measure_rates
 from flashvideo.evaluation.bench.report import (
     SCHEMA,
@@ -21,12 +21,12 @@ from flashvideo.evaluation.bench.report import (
     make_record,
     read_record,
     speedup,
-    write_record,
 )
-from flashvideo.evaluation.bench.running import Row, Side, bench
-from flashvideo.evaluation.cost import run_cost
+from flashvideo.evaluation.bench.running import Row, Side, bench, measure
+from flashvideo.evaluation.cost import PhaseCost, run_cost
 from flashvideo.evaluation.machine import describe_machine, describe_software, git_commit, is_busy
 from flashvideo.evaluation.phases import random_pipeline
+from flashvideo.evaluation.records import write_json
 from flashvideo.pipelines.footprint import ModelConfigs
 
 WORDS = ["a", "striped", "red", "star", "spinning", "over", "grass"]
@@ -34,7 +34,9 @@ SIZE, NUM_FRAMES = (
     (32, 48),
     9,
 )  # three latent frames: of an even number diffusers' decoder makes something else
-RATES = Rates(flops=1e9, bytes=1e7)  # at which some phases wait for operations, and some for bytes
+RATES = Rates(
+    flops=1e9, convolution_flops=2e9, bytes=1e7
+)  # at which some phases wait for operations, and some for bytes
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,13 @@ def model(toy_pipeline):
     pipeline = toy_pipeline(WORDS, stage1={"num_frames": NUM_FRAMES}, stage2={"guidance_scale": 2.0})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def benched(pipeline, phases=BENCH_PHASES, **settings):
+    _, rows = bench(
+        pipeline, **{"size": SIZE, "num_frames": NUM_FRAMES, "repeats": 2, "phases": phases} | settings
+    )
+    return list(rows)
 
 
 def check_same_results(pipeline, size=SIZE, num_frames=NUM_FRAMES, phases=BENCH_PHASES):
@@ -144,7 +153,8 @@ def test_a_lora_beside_the_weights_is_refused(model):
 def test_a_benchmark_has_a_row_for_each_phase_in_order(model):
     told = []
     settings = {"size": SIZE, "num_frames": NUM_FRAMES, "repeats": 2, "phases": ["whole", "text", "stage2"]}
-    rows, rates = bench(model, **settings, progress=told.append)
+    rates, found = bench(model, **settings, progress=told.append)
+    rows = list(found)
     assert [row.phase for row in rows] == ["text", "stage2", "whole"]
     assert told[1:] == ["text", "stage2", "whole"]
     assert rates == RATES
@@ -152,6 +162,7 @@ def test_a_benchmark_has_a_row_for_each_phase_in_order(model):
         assert row.dtype == "float32"
         assert len(row.ours.seconds) == len(row.reference.seconds) == 2
         assert row.difference < 1e-4 * row.largest
+        assert row.agrees
         low, high = row.ratio_interval
         assert low <= row.ratio * 1.0000001
         assert row.ratio <= high * 1.0000001
@@ -164,21 +175,24 @@ def test_operations_and_weights_are_those_of_the_formulas(model):
     for phase, one in cost.phases.items():
         # The benchmark has one step of each stage, the run two; and one prompt, the run one for each stage.
         share = 2 if phase in ("stage1", "stage2", "text") else 1
-        (mine,) = by_phase[phase]
+        mine = by_phase[phase][phase]
         assert (share * mine.flops, share * mine.passes) == (one.flops, one.passes)
-    assert by_phase["whole"] == list(cost.phases.values())
+    assert by_phase["whole"] == cost.phases
 
 
 def test_the_floor_of_a_whole_run_is_the_sum_of_its_phases(model):
     cost = run_cost(ModelConfigs.of(model), height=32, width=48, num_frames=NUM_FRAMES)
-    row = bench(model, size=SIZE, num_frames=NUM_FRAMES, repeats=2, phases=["whole"])[0][0]
+    (row,) = benched(model, ["whole"])
     assert row.flops == cost.flops
-    least = sum(max(one.flops / 1e9, one.weight_bytes(4) / 1e7) for one in cost.phases.values())
+    rates = {phase: 2e9 if phase.endswith("code") else 1e9 for phase in cost.phases}  # the VAE convolves
+    least = sum(
+        max(one.flops / rates[phase], one.weight_bytes(4) / 1e7) for phase, one in cost.phases.items()
+    )
     assert row.floor_seconds == pytest.approx(least)
 
 
 def test_a_narrower_dtype_is_said_and_measured(model):
-    rows, _ = bench(model.to(torch.bfloat16), size=SIZE, num_frames=NUM_FRAMES, repeats=2, phases=["stage1"])
+    rows = benched(model.to(torch.bfloat16), ["stage1"])
     assert rows[0].dtype == "bfloat16"
     assert rows[0].weight_bytes == 2 * sum(one.numel() for one in model.stage1_transformer.parameters())
     assert rows[0].difference < 0.1 * rows[0].largest
@@ -189,11 +203,126 @@ def test_a_reference_that_fails_is_left_out_with_its_reason(model, monkeypatch, 
         raise torch.OutOfMemoryError("out of memory\nand more")
 
     monkeypatch.setattr(PlainModel, "decode", fail)
-    row = bench(model, size=SIZE, num_frames=NUM_FRAMES, repeats=2, phases=["stage2_decode"])[0][0]
+    (row,) = benched(model, ["stage2_decode"])
     assert (row.reference, row.ratio, row.ratio_interval, row.difference) == (None, None, None, None)
     assert row.note == "the reference fails: out of memory"
     assert "the reference fails at stage2_decode: out of memory" in caplog.text
-    assert "| fails |" in as_table(record_of([row]))
+    assert "| none |" in as_table(record_of([row]))
+
+
+def test_when_ours_fails_the_row_says_so_and_other_phases_are_measured(model, monkeypatch):
+    def fail(*arguments, **settings):
+        raise torch.OutOfMemoryError("out of memory\nand more")
+
+    monkeypatch.setattr(type(model.stage2), "decode_latents", fail)
+    row, other = benched(model, ["stage2_encode", "stage2_decode"])[::-1]
+    assert other.ours is not None
+    assert (row.ours, row.ratio, row.difference, row.largest) == (None, None, None, None)
+    assert len(row.reference.seconds) == 2
+    assert row.note == "ours fails: out of memory"
+    record = record_of([row])
+    assert json.loads(json.dumps(record))["rows"][0]["times_floor"] is None
+    assert "| stage2_decode | float32 | none |" in as_table(record)
+
+
+def test_a_side_that_fails_at_a_repetition_has_no_times(model, monkeypatch):
+    decode, calls = PlainModel.decode, []
+
+    def fail_late(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise RuntimeError("no more")
+        return decode(*arguments)
+
+    monkeypatch.setattr(PlainModel, "decode", fail_late)
+    (row,) = benched(model, ["stage2_decode"], repeats=3)
+    assert row.reference is None
+    assert row.note == "the reference fails: no more"
+    assert len(row.ours.seconds) == 3
+
+
+def test_results_of_other_shapes_are_not_a_failure_and_have_no_times(model, monkeypatch, caplog):
+    decode = PlainModel.decode
+    monkeypatch.setattr(PlainModel, "decode", lambda *arguments: decode(*arguments)[:, 1:])
+    (row,) = benched(model, ["stage2_decode"])
+    assert (row.reference, row.difference) == (None, None)
+    assert row.note.startswith(
+        "cannot be compared: ours is of the shape (1, 9, 3, 32, 48), the reference's of (1, 8"
+    )
+    assert "fails" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "phases"), [(5, {"stage1_decode", "stage2_decode", "whole"}), (9, set()), (1, set())]
+)
+def test_frames_that_diffusers_cuts_otherwise_are_not_compared(model, num_frames, phases):
+    found = {case.phase: case for case in cases(model, SIZE, num_frames, BENCH_PHASES)}
+    assert {phase for phase, case in found.items() if case.reference is None} == phases
+    for phase in phases:
+        assert (
+            "diffusers takes 2 latent frames in chunks of 2, and so makes something else" in found[phase].note
+        )
+
+
+def test_frames_that_the_encoder_cuts_otherwise_are_not_compared(toy_pipeline):
+    pipeline = toy_pipeline(WORDS, stage1={"num_frames": 25})
+    (case,) = cases(pipeline, SIZE, 25, ["stage2_encode"])
+    assert case.reference is None
+    assert "diffusers takes 25 frames in chunks of 25" in case.note
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_chunks_are_those_that_diffusers_makes(count):
+    lengths, rest = [], count % 16
+    for i in range(max(count // 16, 1)):
+        start, end = 16 * i + (0 if i == 0 else rest), 16 * (i + 1) + rest
+        lengths.append(len(range(count)[start:end]))
+    assert plain_chunks(count, 16) == lengths
+
+
+def test_a_difference_that_rounding_does_not_explain_is_warned_of(model, monkeypatch, caplog):
+    decode = PlainModel.decode
+    monkeypatch.setattr(PlainModel, "decode", lambda *arguments: decode(*arguments) * 0.99)
+    (row,) = benched(model, ["stage2_decode"])
+    assert row.agrees is False
+    assert "the two sides differ at stage2_decode in float32" in caplog.text
+    assert "(too large) |" in as_table(record_of([row]))
+    assert dataclasses.replace(row, dtype="bfloat16").agrees
+
+
+def test_what_is_not_finite_is_not_compared_and_is_still_json(model):
+    with torch.no_grad():
+        model.vae.decoder.conv_out.conv.bias.fill_(float("nan"))
+    (row,) = benched(model, ["stage2_decode"])
+    assert (row.difference, row.largest) == (None, None)
+    assert row.note == "cannot be compared: our result is not finite"
+    json.dumps(row.as_dict(), allow_nan=False)
+
+
+def test_the_side_that_goes_first_changes():
+    told = []
+    case = Case(
+        phase="stage1",
+        ours=lambda: told.append("ours") or torch.ones(1),
+        reference=lambda: told.append("theirs") or torch.ones(1),
+        costs={"stage1": PhaseCost(evaluations=1, passes=1, flops=1, num_parameters=1)},
+    )
+    measure(case, RATES, repeats=3, device=torch.device("cpu"), dtype=torch.float32)
+    assert told[4:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+def test_the_text_phase_is_said_to_be_noise(model):
+    (case,) = cases(model, SIZE, NUM_FRAMES, ["text"])
+    assert "both sides are transformers' own class" in case.note
+
+
+def test_what_the_reference_is_spared_is_said(model):
+    one, whole = cases(model, SIZE, NUM_FRAMES, ["stage2", "whole"])
+    parts = "noise_step_embedding, num_frames_embedding"
+    assert one.note == (
+        f"the reference is spared the work of {parts}, tables of rotary embeddings, batching text and no text"
+    )
+    assert whole.note == f"the reference is spared the work of {parts}"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +337,7 @@ def test_a_reference_that_fails_is_left_out_with_its_reason(model, monkeypatch, 
 )
 def test_what_cannot_be_measured_is_refused(model, settings, message):
     with pytest.raises(ValueError, match=message):
-        bench(model, **{"size": SIZE, "num_frames": NUM_FRAMES, "repeats": 2} | settings)
+        benched(model, **settings)
 
 
 def test_a_model_without_stage2_is_refused(model):
@@ -252,6 +381,9 @@ def record_of(rows, **changes):
     return make_record(**settings | changes)
 
 
+WHOLE_RECORD = record_of([])
+
+
 def test_the_ratio_is_the_geometric_mean_over_pairs():
     row = row_of([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
     assert row.ratio == pytest.approx(2)
@@ -262,15 +394,8 @@ def test_the_ratio_is_the_geometric_mean_over_pairs():
 
 def test_a_record_survives_its_file_and_is_json(tmp_path):
     record = record_of([row_of([1.0, 2.0], [2.0, 2.0])])
-    write_record(tmp_path / "a.json", record)
+    write_json(tmp_path / "a.json", record)
     assert read_record(tmp_path / "a.json") == json.loads(json.dumps(record))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_record_that_cannot_be_put_in_place_leaves_nothing(tmp_path):
-    (tmp_path / "a.json").mkdir()
-    with pytest.raises(OSError, match=r"a\.json"):
-        write_record(tmp_path / "a.json", record_of([]))
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -283,6 +408,18 @@ def test_a_record_that_cannot_be_put_in_place_leaves_nothing(tmp_path):
         (
             '{"kind": "flashvideo bench", "schema": 0}',
             f"has schema 0 of benchmarks, this version reads {SCHEMA}",
+        ),
+        (
+            json.dumps(WHOLE_RECORD | {"rows": None}),
+            "has rows that are not those of a benchmark; measure again",
+        ),
+        (
+            json.dumps(WHOLE_RECORD | {"rows": [{"phase": "text"}]}),
+            "has rows that are not those of a benchmark",
+        ),
+        (
+            json.dumps({"kind": WHOLE_RECORD["kind"], "schema": SCHEMA}),
+            "lacks machine, model, num_frames, rows, size",
         ),
     ],
 )
@@ -325,6 +462,25 @@ def test_records_of_other_machines_models_and_sizes_are_not_compared(changes, wh
         check_comparable(record_of([]), record_of([], **changes))
 
 
+def test_the_first_device_of_a_kind_has_two_names():
+    one, other, third = (
+        record_of([], machine=describe_machine("cpu") | {"device": name})
+        for name in ("cuda", "cuda:0", "cuda:1")
+    )
+    check_comparable(one, other)
+    with pytest.raises(ValueError, match="another device, got cuda:1 there and cuda here"):
+        check_comparable(one, third)
+
+
+def test_benchmarks_with_nothing_in_common_are_not_compared():
+    one, other = (record_of([row_of([1.0, 1.0], [1.0, 1.0], phase)]) for phase in ("text", "stage1"))
+    with pytest.raises(ValueError, match="no phase in the same dtype in common with this one"):
+        compare(one, other)
+    failed = record_of([dataclasses.replace(row_of([1.0, 1.0], [1.0, 1.0], "text"), ours=None)])
+    with pytest.raises(ValueError, match="no phase in the same dtype in common"):
+        compare(one, failed)
+
+
 def test_other_versions_loads_and_repeats_are_compared():
     check_comparable(record_of([]), record_of([], software={}, load_average=9.0, repeats=7))
 
@@ -364,17 +520,21 @@ def test_a_phase_whose_reference_failed_is_compared_by_ours_alone():
 def test_rates_are_operations_and_bytes_over_seconds(monkeypatch):
     monkeypatch.setattr(rates_module, "_MATRIX_SIDES", {"cpu": (64, 128)})
     monkeypatch.setattr(rates_module, "_BUFFER_BYTES", {"cpu": 2**20})
-    monkeypatch.setattr(rates_module, "timed", lambda work, device: work() is None or 0.5)
+    monkeypatch.setattr(rates_module, "_CONVOLUTIONS", {"cpu": (2, 4, 5, 6)})
+    monkeypatch.setattr(rates_module, "timed", lambda work, device: (work(), 0.5))
     assert measure_rates(torch.device("cpu"), torch.float32) == Rates(
-        flops=2 * 128**3 / 0.5, bytes=2**21 / 0.5
+        flops=2 * 128**3 / 0.5,
+        convolution_flops=2 * 27 * 2 * 2 * (2 * 3 * 4) / 0.5,
+        bytes=2**21 / 0.5,
     )
-    monkeypatch.undo()
-    assert rates_module.timed(lambda: None, torch.device("cpu")) < 0.1
 
 
 def test_a_floor_is_the_longer_of_operations_and_bytes():
     assert RATES.floor_seconds(3 * 10**9, 10**7) == 3
     assert RATES.floor_seconds(10**9, 2 * 10**7) == 2
+    assert RATES.floor_seconds(4 * 10**9, 0, convolves=True) == 2
+    slow = dataclasses.replace(RATES, convolution_flops=1e8)
+    assert slow.floor_seconds(4 * 10**9, 0, convolves=True) == 4
 
 
 def test_a_commit_is_found_where_there_is_one_and_changes_are_said(tmp_path):

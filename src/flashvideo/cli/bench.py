@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,15 +102,17 @@ def run(arguments: argparse.Namespace) -> Result:
 
     Raises:
         ValueError: In one sentence, what is wrong.
+        KeyboardInterrupt: On Ctrl-C, saying what is kept.
     """
     from flashvideo.evaluation.bench.report import (
         as_comparison_table,
         as_table,
         check_comparable,
+        check_phases,
         compare,
         read_record,
-        write_record,
     )
+    from flashvideo.evaluation.records import write_json
 
     shared.check_portrait(arguments)
     if arguments.force and arguments.compare is None:
@@ -117,13 +120,15 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.output is not None:
         check_output(arguments.output, (".json",))
     before = None if arguments.compare is None else read_record(arguments.compare)
+    if before is not None:
+        check_phases(arguments.phases, before)
     with use_threads(arguments.threads):
         subject = _subject(arguments)
         if before is not None and not arguments.force:
             check_comparable(subject, before)  # before the long work
         record = _measure(arguments, subject)
     if arguments.output is not None:
-        write_record(arguments.output, record)
+        write_json(arguments.output, record)
     text, data = as_table(record), record
     if before is not None:
         changes = compare(record, before)
@@ -157,11 +162,12 @@ def _subject(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(arguments: argparse.Namespace, subject: dict[str, Any]) -> dict[str, Any]:
+    """Measures all dtypes; what is done when it is cut short is written, marked as incomplete."""
     import torch
 
     from flashvideo.evaluation.bench.report import make_record
-    from flashvideo.evaluation.bench.running import bench
     from flashvideo.evaluation.machine import describe_software, is_busy, load_average
+    from flashvideo.evaluation.records import write_json
     from flashvideo.pipelines.loading import choose_dtype
 
     device = torch.device(subject["machine"]["device"])
@@ -176,26 +182,8 @@ def _measure(arguments: argparse.Namespace, subject: dict[str, Any]) -> dict[str
     size = (subject["size"]["height"], subject["size"]["width"])
     rates: dict[str, Rates] = {}
     rows: list[Row] = []
-    dtypes = (
-        dict.fromkeys((torch.float32, picked))
-        if arguments.dtype == "auto"
-        else (choose_dtype(arguments.dtype, device),)
-    )
-    for dtype in dtypes:
-        name = str(dtype).removeprefix("torch.")
-        pipeline = _open(arguments, device, dtype)
-        with _progress(name, len(arguments.phases), shown=progress_is_shown(arguments.progress)) as progress:
-            found, rates[name] = bench(
-                pipeline,
-                size=size,
-                num_frames=subject["num_frames"],
-                repeats=arguments.repeats,
-                phases=arguments.phases,
-                progress=progress,
-            )
-        rows += found
-        del pipeline  # before the next one comes
-    return make_record(
+    record = functools.partial(
+        make_record,
         **{**subject, "size": size},
         repeats=arguments.repeats,
         software=describe_software(),
@@ -204,6 +192,51 @@ def _measure(arguments: argparse.Namespace, subject: dict[str, Any]) -> dict[str
         rates=rates,
         rows=rows,
     )
+    dtypes = (
+        dict.fromkeys((torch.float32, picked))
+        if arguments.dtype == "auto"
+        else (choose_dtype(arguments.dtype, device),)
+    )
+    try:
+        for dtype in dtypes:
+            _measure_dtype(arguments, subject, device, dtype, rates=rates, rows=rows)
+    except BaseException as error:
+        if arguments.output is None or not rows:
+            raise
+        write_json(arguments.output, record(is_complete=False))
+        kept = f"{len(rows)} finished rows are kept in {arguments.output}, which is marked as incomplete"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        logger.warning("%s", kept)
+        raise
+    return record()
+
+
+def _measure_dtype(
+    arguments: argparse.Namespace,
+    subject: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rates: dict[str, Rates],
+    rows: list[Row],
+) -> None:
+    """Adds the rates and rows of one dtype as they come."""
+    from flashvideo.evaluation.bench.running import bench
+
+    name = str(dtype).removeprefix("torch.")
+    pipeline = _open(arguments, device, dtype)
+    with _progress(name, len(arguments.phases), shown=progress_is_shown(arguments.progress)) as progress:
+        rates[name], found = bench(
+            pipeline,
+            size=(subject["size"]["height"], subject["size"]["width"]),
+            num_frames=subject["num_frames"],
+            repeats=arguments.repeats,
+            phases=arguments.phases,
+            progress=progress,
+        )
+        for row in found:
+            rows.append(row)
 
 
 def _open(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> FlashVideoPipeline:

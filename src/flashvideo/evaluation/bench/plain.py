@@ -2,8 +2,12 @@
 
 The weights are the pipeline's own tensors, not copies. What our transformers have beyond CogVideoX's cannot be given to
 diffusers' class: embedders of the noise step, of the number of frames and of pooled text, and absolute positions. What
-they amount to is computed once, outside all measurement, and added by hooks, so that the results can be compared; the
-reference is spared that work, which is a few products of a vector with a matrix.
+they amount to is computed once, in `PlainTransformer.prepare`, and added by hooks, so that the results can be compared.
+At a single step that is outside of the measurement, together with the tables of rotary embeddings and with putting text
+and no text into one batch: the reference is spared all three, and ours does them in each step. In a whole run the
+reference does them once for each stage.
+
+The VAE's results can be compared only where diffusers cuts time into the chunks that ours has, see `plain_chunks`.
 
 Shapes: B clips, F frames, H, W pixels; f, C, h, w of the latents; L text tokens, D channels of the text encoder.
 """
@@ -31,6 +35,21 @@ from flashvideo.schedule import guidance_scale_at
 from flashvideo.vae import ENCODE_FRAMES_PER_CHUNK
 
 
+def plain_chunks(num_frames: int, per_chunk: int) -> list[int]:
+    """Returns the lengths of the chunks into which diffusers' VAE cuts time: what is left over joins the first.
+
+    Args:
+        num_frames: Frames, or latent frames.
+        per_chunk: As many of them as the VAE is told to take.
+
+    >>> plain_chunks(49, 16), plain_chunks(25, 16), plain_chunks(13, 2)
+    ([17, 16, 16], [25], [3, 2, 2, 2, 2, 2])
+    """
+    num_chunks = max(num_frames // per_chunk, 1)
+    first = num_frames - (num_chunks - 1) * per_chunk
+    return [first, *[per_chunk] * (num_chunks - 1)]
+
+
 class PlainTransformer:
     """Diffusers' CogVideoX transformer with the weights of one of ours.
 
@@ -40,6 +59,7 @@ class PlainTransformer:
 
     Attributes:
         left_out: Parts of ours that it does not compute, each with its number of parameters.
+        prepared: What else `prepare` and its caller do before a step, and ours in each step.
 
     Raises:
         ValueError: If ours carries a LoRA beside its weights.
@@ -61,6 +81,8 @@ class PlainTransformer:
             )
             if getattr(ours, name) is not None
         }
+        rotary = ours.config.use_rotary_positional_embeddings
+        self.prepared = (*(("tables of rotary embeddings",) if rotary else ()), "batching text and no text")
         config = {name: ours.config[name] for name in SHARED_CONFIG_KEYS}
         with init_empty_weights():
             model = CogVideoXTransformer3DModel(**config)
@@ -171,7 +193,8 @@ class PlainModel:
         with init_empty_weights():
             vae = AutoencoderKLCogVideoX.from_config(pipeline.vae.config)
         vae.load_state_dict(pipeline.vae.state_dict(), assign=True)
-        # As many frames as the released code and ours take: each group norm sees one chunk.
+        # As many frames in a chunk as the released code and ours have: a group norm sees one chunk. Diffusers puts what
+        # is left over into the first chunk and ours into the last, so that not all numbers of frames are cut alike.
         vae.num_sample_frames_batch_size = ENCODE_FRAMES_PER_CHUNK
         self.vae = vae.eval().requires_grad_(False)
         self.text_encoder = None

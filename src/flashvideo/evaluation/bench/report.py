@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ _MACHINE = (
     "machine.processor.threads",
     "machine.accelerator.name",
 )
+_SUBJECT_PARTS = ("model", "weights", "size", "num_frames")
 _SUBJECT = ("model", "weights", "size.height", "size.width", "num_frames")
 
 Record = dict[str, Any]
@@ -47,6 +46,7 @@ def make_record(
     default_dtype: str,
     rates: Mapping[str, Rates],
     rows: Sequence[Row],
+    is_complete: bool = True,
 ) -> Record:
     """Puts together what is kept of a benchmark.
 
@@ -62,6 +62,7 @@ def make_record(
         default_dtype: Name of the dtype that a pipeline takes here by itself.
         rates: Measured rates by dtype.
         rows: What was found.
+        is_complete: Whether that is all that was to be measured.
 
     Returns:
         Plain values, for JSON.
@@ -69,6 +70,7 @@ def make_record(
     return {
         "kind": _KIND,
         "schema": SCHEMA,
+        "complete": is_complete,
         "model": model,
         "weights": weights,
         "size": {"height": size[0], "width": size[1]},
@@ -79,28 +81,22 @@ def make_record(
         "load_average": load_average,
         "default_dtype": default_dtype,
         "rates": {
-            name: {"flops_per_second": rate.flops, "bytes_per_second": rate.bytes}
+            name: {
+                "flops_per_second": rate.flops,
+                "convolution_flops_per_second": rate.convolution_flops,
+                "bytes_per_second": rate.bytes,
+            }
             for name, rate in rates.items()
         },
         "rows": [row.as_dict() for row in rows],
     }
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_record(path: Path) -> Record:
-    """Reads what `write_record` wrote.
+    """Reads the file of what `make_record` made.
 
     Raises:
-        ValueError: If the file is not there, is no benchmark, or one of another schema.
+        ValueError: If the file is not there, is no benchmark, one of another schema, or lacks something.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist, expected the JSON file of a benchmark; check the name")
@@ -114,7 +110,20 @@ def read_record(path: Path) -> Record:
         raise ValueError(
             f"{path} has schema {record.get('schema')} of benchmarks, this version reads {SCHEMA}; measure again"
         )
+    missing = sorted({*_SUBJECT_PARTS, "machine", "software", "rows"} - record.keys())
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which every benchmark has; measure again")
+    if not isinstance(record["rows"], list) or not all(map(_is_row, record["rows"])):
+        raise ValueError(f"{path} has rows that are not those of a benchmark; measure again")
     return record
+
+
+def _is_row(row: object) -> bool:
+    """Whether it has what a comparison reads."""
+    if not isinstance(row, dict) or not {"phase", "dtype", "ours", "reference"} <= row.keys():
+        return False
+    sides = [row[side] for side in ("ours", "reference") if row[side] is not None]
+    return all(isinstance(side, dict) and {"seconds", "median"} <= side.keys() for side in sides)
 
 
 def as_table(record: Mapping[str, Any]) -> str:
@@ -130,6 +139,8 @@ def check_comparable(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     """
     for name in (*_SUBJECT, *_MACHINE):
         here, there = _look_up(now, name), _look_up(before, name)
+        if name == "machine.device":  # the first of a kind has two names
+            here, there = (str(device).removesuffix(":0") for device in (here, there))
         if here != there:
             what = name.removeprefix("machine.").replace(".", " ").replace("_", " ")
             raise ValueError(
@@ -149,12 +160,15 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[Record]:
         For each phase and dtype of both, under "ours" and "reference": medians, how many times as fast that side is as
         before, and the 95 % interval. Under "relative": the same of ours measured in times of the reference, pair by
         pair, from which the machine's and the libraries' part is gone.
+
+    Raises:
+        ValueError: If no phase was measured in the same dtype in both.
     """
     earlier = {(row["phase"], row["dtype"]): row for row in before["rows"]}
     found = []
     for row in now["rows"]:
         old = earlier.get((row["phase"], row["dtype"]))
-        if old is None:
+        if old is None or row["ours"] is None or old["ours"] is None:
             continue
         entry: Record = {"phase": row["phase"], "dtype": row["dtype"], "reference": None, "relative": None}
         sides = ["ours"] if row["reference"] is None or old["reference"] is None else ["ours", "reference"]
@@ -164,7 +178,29 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[Record]:
         if len(sides) == 2:
             entry["relative"] = _change(_in_reference_times(row), _in_reference_times(old))
         found.append(entry)
+    if not found:
+        raise ValueError(
+            "the earlier benchmark has no phase in the same dtype in common with this one; measure the same phases"
+        )
     return found
+
+
+def check_phases(phases: Sequence[str], before: Mapping[str, Any]) -> None:
+    """Checks that something of an earlier record will be measured again.
+
+    Args:
+        phases: What will be measured.
+        before: The record.
+
+    Raises:
+        ValueError: If nothing will.
+    """
+    earlier = list(dict.fromkeys(row["phase"] for row in before["rows"]))
+    if not set(earlier) & set(phases):
+        raise ValueError(
+            f"--phases must have one of the earlier benchmark's {', '.join(earlier) or 'none'}, got "
+            f"{', '.join(phases)}; measure the same phases"
+        )
 
 
 def speedup(now: Sequence[float], before: Sequence[float]) -> tuple[float, tuple[float, float]]:
@@ -227,6 +263,8 @@ def _heading(record: Mapping[str, Any]) -> Iterator[str]:
     machine, software = record["machine"], record["software"]
     processor, accelerator = machine["processor"], machine["accelerator"]
     packages = ", ".join(f"{name} {version}" for name, version in software["packages"].items())
+    if not record["complete"]:
+        yield "INCOMPLETE: the measurement was interrupted"
     yield (
         f"{record['model']} ({record['weights']} weights), {record['num_frames']} frames of "
         f"{record['size']['width']}x{record['size']['height']}, {record['repeats']} repetitions each, by turns"
@@ -259,18 +297,16 @@ def _table(record: Mapping[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in record["rows"]:
         ours, reference = row["ours"], row["reference"]
-        cells = [row["phase"], row["dtype"], _side(ours)]
-        if reference is None:
-            cells += ["fails", "", "", _mib(ours["peak_bytes"])]
+        cells = [row["phase"], row["dtype"], *(_side(side) for side in (ours, reference))]
+        cells.append("" if row["ratio"] is None else _interval(row["ratio"], row["ratio_interval"]))
+        if row["difference"] is None:
+            cells.append("?")
         else:
-            low, high = row["ratio_interval"]
-            cells += [
-                _side(reference),
-                f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]",
-                f"{row['difference']:.1e} of {row['largest']:.1f}",
-                f"{_mib(ours['peak_bytes'])}, {_mib(reference['peak_bytes'])}",
-            ]
-        cells += [_seconds(row["floor_seconds"]), f"{row['times_floor']:.1f}"]
+            mark = "" if row["agrees"] else " (too large)"
+            cells.append(f"{row['difference']:.1e} of {row['largest']:.1f}{mark}")
+        cells.append(", ".join(_mib(side["peak_bytes"]) for side in (ours, reference) if side is not None))
+        cells.append(_seconds(row["floor_seconds"]))
+        cells.append("" if row["times_floor"] is None else f"{row['times_floor']:.1f}")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -278,7 +314,8 @@ def _remarks(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "The reference is diffusers' and transformers' own classes with the same weights and inputs. A stage is one "
         "step with guidance, without its sampler; peaks are beyond weights and inputs. Floor: operations and bytes of "
-        "weights over the measured rates, whichever takes longer."
+        "weights over the measured rates, whichever takes longer; of the VAE the faster of the rates of products and "
+        "convolutions counts."
     )
     noted = [row for row in record["rows"] if row["note"] and row["dtype"] == record["rows"][0]["dtype"]]
     for row in noted:
@@ -292,15 +329,21 @@ def _look_up(record: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _side(side: Mapping[str, Any]) -> str:
+def _side(side: Mapping[str, Any] | None) -> str:
+    if side is None:
+        return "none"
     return f"{_seconds(side['median'])} [{_seconds(side['least'])}, {_seconds(side['most'])}]"
 
 
 def _factor(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return "?"
-    low, high = change["interval"]
-    return f"{change['times_as_fast']:.2f} [{low:.2f}, {high:.2f}]"
+    return _interval(change["times_as_fast"], change["interval"])
+
+
+def _interval(factor: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{factor:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _seconds(seconds: float) -> str:

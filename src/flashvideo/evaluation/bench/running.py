@@ -2,7 +2,8 @@
 
 Both sides have the same weights, inputs and dtype, and take turns, so that whatever else the machine does meets both.
 Ours is what `FlashVideoPipeline` does with all of its networks on the device; theirs is
-`flashvideo.evaluation.bench.plain`. Their results are compared too: a time counts only beside the right result.
+`flashvideo.evaluation.bench.plain`. Their results are compared too: a time counts only beside the right result, so a
+difference that rounding does not explain is warned of. A side that fails is left out with its reason.
 
 Phases are those of `flashvideo.pipelines.memory.PHASES`, a stage being one step with guidance, and `whole`: a run with
 the model's own settings, without consistency, which has no counterpart.
@@ -10,22 +11,29 @@ the model's own settings, without consistency, which has no counterpart.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from flashvideo.evaluation.bench.cases import BENCH_PHASES, Case, cases
-from flashvideo.evaluation.bench.rates import Rates, measure_rates, timed
-from flashvideo.evaluation.memory import extra_peak
+from flashvideo.evaluation.bench.rates import Rates, measure_rates
 from flashvideo.evaluation.metrics import bootstrap_interval
+from flashvideo.evaluation.peaks import MemoryUse, timed, with_peak
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_ROUNDING = 4.0
+"""So many times the square root of a dtype's step results may differ, measured by the largest of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +72,17 @@ class Row:
     dtype: str
     """Name of the dtype, the same on both sides."""
 
-    ours: Side
-    """What ours took."""
+    ours: Side | None
+    """What ours took; None where it failed."""
 
     reference: Side | None
-    """What theirs took; None where it failed."""
+    """What theirs took; None where it failed or computes something else."""
 
     difference: float | None
-    """Largest absolute difference of the two results."""
+    """Largest absolute difference of the two results; None where they cannot be compared."""
 
-    largest: float
-    """Largest absolute value of our result, to judge the difference by."""
+    largest: float | None
+    """Largest absolute value of our result, to judge the difference by; None where it failed."""
 
     flops: int
     """Operations by formula."""
@@ -86,7 +94,19 @@ class Row:
     """Least time by these two over the measured rates; of a whole run, the sum of its phases' least times."""
 
     note: str
-    """What the reference leaves out, or why it failed."""
+    """What the reference leaves out, or why a side failed or cannot be compared."""
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether rounding explains the difference: at most `MOST_ROUNDING` times the square root of the dtype's step.
+
+        None where the results cannot be compared. In that root is room for the sums of a deep network, and for the
+        shorter float32 of some devices; another computation, or a missing part of it, differs more.
+        """
+        if self.difference is None or self.largest is None:
+            return None
+        step = torch.finfo(getattr(torch, self.dtype)).eps
+        return self.difference <= MOST_ROUNDING * math.sqrt(step) * self.largest
 
     @property
     def ratio(self) -> float | None:
@@ -104,7 +124,7 @@ class Row:
         return math.exp(low), math.exp(high)
 
     def _log_ratios(self) -> list[float] | None:
-        if self.reference is None:
+        if self.ours is None or self.reference is None:
             return None
         pairs = zip(self.reference.seconds, self.ours.seconds, strict=True)
         return [math.log(theirs / ours) for theirs, ours in pairs]
@@ -113,15 +133,15 @@ class Row:
         """Returns the figures as plain values, for JSON."""
         return {
             **asdict(self),
-            "ours": self.ours.as_dict(),
+            "ours": None if self.ours is None else self.ours.as_dict(),
             "reference": None if self.reference is None else self.reference.as_dict(),
+            "agrees": self.agrees,
             "ratio": self.ratio,
             "ratio_interval": self.ratio_interval,
-            "times_floor": self.ours.median / self.floor_seconds,
+            "times_floor": None if self.ours is None else self.ours.median / self.floor_seconds,
         }
 
 
-@torch.no_grad()
 def bench(
     pipeline: FlashVideoPipeline,
     *,
@@ -130,10 +150,11 @@ def bench(
     repeats: int,
     phases: Sequence[str] = BENCH_PHASES,
     progress: Callable[[str], None] | None = None,
-) -> tuple[list[Row], Rates]:
+) -> tuple[Rates, Iterator[Row]]:
     """Measures a model in the dtype in which it was loaded.
 
-    Each side does each phase once to warm up, once to have its memory measured, then `repeats` times in turns.
+    Each side does each phase once to warm up, once to have its memory measured, then `repeats` times in turns, and the
+    side that goes first changes from one to the next.
 
     Args:
         pipeline: The model with all of its networks on one device, without memory plans.
@@ -144,10 +165,11 @@ def bench(
         progress: Told what is being measured.
 
     Returns:
-        A row for each phase that the model has, in order, and the rates that the floors come from.
+        The rates that the floors come from, and a row for each phase that the model has, in order, measured when it is
+        asked for. The rows raise a ValueError where the model cannot be measured so.
 
     Raises:
-        ValueError: If there is no such phase, or the model cannot be measured so.
+        ValueError: If there is no such phase, or there are too few repetitions.
     """
     unknown = [phase for phase in phases if phase not in BENCH_PHASES]
     if unknown or not phases:
@@ -159,46 +181,133 @@ def bench(
     device, dtype = pipeline.vae.device, pipeline.vae.dtype
     tell = progress or (lambda _: None)
     tell("rates of this machine")
-    rates, rows = measure_rates(device, dtype), []
-    for case in cases(pipeline, size, num_frames, phases):
-        tell(case.phase)
-        rows.append(measure(case, rates, repeats=repeats, device=device, dtype=dtype))
-    return rows, rates
+    rates = measure_rates(device, dtype)
+
+    @torch.no_grad()
+    def rows() -> Iterator[Row]:
+        for case in cases(pipeline, size, num_frames, phases):
+            tell(case.phase)
+            yield measure(case, rates, repeats=repeats, device=device, dtype=dtype)
+
+    return rates, rows()
 
 
 def measure(case: Case, rates: Rates, *, repeats: int, device: torch.device, dtype: torch.dtype) -> Row:
-    """Measures one phase; a reference that fails is left out with its reason."""
-    result, note, difference = case.ours().float(), case.note, None
-    sides = [case.ours]
-    try:
-        difference = (case.reference().float() - result).abs().max().item()
-        sides.append(case.reference)
-    except RuntimeError as error:  # also of too little memory
-        reason = str(error).splitlines()[0]
-        logger.warning("the reference fails at %s: %s", case.phase, reason)
-        note = f"the reference fails: {reason}"
-    largest = result.abs().max().item()
-    del result
-    peaks = [extra_peak(side, device) for side in sides]
-    seconds: list[list[float]] = [[] for _ in sides]
-    for _ in range(repeats):
-        for side, times in zip(sides, seconds, strict=True):
-            times.append(timed(side, device))
-    measured = [
-        Side(seconds=tuple(times), peak_bytes=peak) for times, peak in zip(seconds, peaks, strict=True)
-    ]
-    itemsize = dtype.itemsize
-    return Row(
+    """Measures one phase; a side that fails is left out with its reason."""
+    sides = {"ours": case.ours}
+    if case.reference is not None:
+        sides["the reference"] = case.reference
+    failures: dict[str, str] = {}
+    results = {}
+    for name, side in sides.items():
+        # On the host, so that one side's result does not take the other one's memory.
+        result = _attempt(functools.partial(_on_host, side), case.phase, name, failures)
+        if result is not None:
+            results[name] = result
+    difference, largest, mismatch = _compare(results.get("ours"), results.get("the reference"))
+    if mismatch:
+        logger.warning("%s %s", case.phase, mismatch)
+    results.clear()
+    measured = _measure_sides(
+        {
+            name: side
+            for name, side in sides.items()
+            if name not in failures and not (mismatch and name != "ours")
+        },
+        case.phase,
+        failures,
+        repeats=repeats,
+        device=device,
+    )
+    notes = [case.note, mismatch, *(f"{name} fails: {reason}" for name, reason in failures.items())]
+    row = Row(
         phase=case.phase,
         dtype=str(dtype).removeprefix("torch."),
-        ours=measured[0],
-        reference=measured[1] if len(measured) > 1 else None,
+        ours=measured.get("ours"),
+        reference=measured.get("the reference"),
         difference=difference,
         largest=largest,
-        flops=sum(cost.flops for cost in case.costs),
-        weight_bytes=sum(cost.weight_bytes(itemsize) for cost in case.costs),
+        flops=sum(cost.flops for cost in case.costs.values()),
+        weight_bytes=sum(cost.weight_bytes(dtype.itemsize) for cost in case.costs.values()),
         floor_seconds=sum(
-            rates.floor_seconds(cost.flops, cost.weight_bytes(itemsize)) for cost in case.costs
+            rates.floor_seconds(
+                cost.flops, cost.weight_bytes(dtype.itemsize), convolves=phase.endswith("code")
+            )
+            for phase, cost in case.costs.items()
         ),
-        note=note,
+        note="; ".join(filter(None, notes)),
     )
+    if row.agrees is False:
+        logger.warning(
+            "the two sides differ at %s in %s by %.1e, where the result is at most %.1e: more than rounding explains, "
+            "so their times are not of the same work",
+            row.phase,
+            row.dtype,
+            row.difference,
+            row.largest,
+        )
+    return row
+
+
+def _compare(ours: Tensor | None, theirs: Tensor | None) -> tuple[float | None, float | None, str]:
+    """Largest difference of two results and largest value of ours, as far as there are such, and why there are not."""
+    largest = None if ours is None else ours.abs().max().item()
+    if largest is not None and not math.isfinite(largest):
+        return None, None, "cannot be compared: our result is not finite"
+    if ours is None or theirs is None:
+        return None, largest, ""
+    if ours.shape != theirs.shape:
+        shapes = f"ours is of the shape {tuple(ours.shape)}, the reference's of {tuple(theirs.shape)}"
+        return None, largest, f"cannot be compared: {shapes}"
+    difference = (theirs - ours).abs().max().item()
+    if not math.isfinite(difference):
+        return None, largest, "cannot be compared: the reference's result is not finite"
+    return difference, largest, ""
+
+
+def _measure_sides(
+    sides: Mapping[str, Callable[[], Tensor]],
+    phase: str,
+    failures: dict[str, str],
+    *,
+    repeats: int,
+    device: torch.device,
+) -> dict[str, Side]:
+    """Memory and times of those sides that do not fail, by their names."""
+    peaks: dict[str, int | None] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for name, side in sides.items():
+        memory = _attempt(functools.partial(_memory_of, side, device), phase, name, failures)
+        peaks[name] = None if memory is None else memory.extra
+    for number in range(repeats):
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            if name not in failures:
+                taken = _attempt(functools.partial(_seconds_of, sides[name], device), phase, name, failures)
+                seconds[name] += [] if taken is None else [taken]
+    return {
+        name: Side(seconds=tuple(seconds[name]), peak_bytes=peaks[name])
+        for name in sides
+        if name not in failures
+    }
+
+
+def _memory_of(work: Callable[[], Tensor], device: torch.device) -> MemoryUse | None:
+    return with_peak(work, device)[1]
+
+
+def _seconds_of(work: Callable[[], Tensor], device: torch.device) -> float:
+    return timed(work, device)[1]
+
+
+def _on_host(work: Callable[[], Tensor]) -> Tensor:
+    return work().float().cpu()
+
+
+def _attempt(work: Callable[[], T], phase: str, side: str, failures: dict[str, str]) -> T | None:
+    """What some work gives; None where it fails, also for too little memory, with the reason under the side's name."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        failures[side] = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning("%s fails at %s: %s", side, phase, failures[side])
+        return None
