@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from flashvideo.evaluation.sweep import running as sweep_module
-from flashvideo.video import read_metadata
+from flashvideo.video import read_metadata, read_video
 
 PROMPT = "a red circle moves left"
 MEASURES = "psnr,fidelity,flicker"
@@ -17,7 +17,7 @@ def sweep(flashvideo):
     """`sweep(*words)` runs the command with the toy model and those of a few quick measures that apply."""
 
     def run(*words):
-        measures = "fidelity,flicker" if "--prompts" in words else MEASURES
+        measures = MEASURES if "--scenes" in words or "--references" in words else "fidelity,flicker"
         return flashvideo("sweep", *words, "--measures", "flicker" if "--preview-only" in words else measures)
 
     return run
@@ -65,6 +65,27 @@ def test_a_grid_over_scenes_is_scored_costed_summed_up_and_plotted(sweep, tmp_pa
     assert about["measurement"]["num_frames"] == 5
     assert [item["name"] for item in about["items"]] == ["scene_0000", "scene_0001"]
     assert {"summary.json", "summary.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_cogvideox_that_makes_previews_has_a_fingerprint_too(
+    call, cogvideox_folder, tmp_path, prompts, without_plots
+):
+    words = ["--preview-only", "--steps", 1, "--frames", 5, "--measures", "flicker", "--device", "cpu"]
+    out = tmp_path / "out"
+    outcome = call(
+        "sweep",
+        "--model",
+        cogvideox_folder(rotary=False),
+        "--prompts",
+        prompts,
+        "--size",
+        "48x32",
+        "-o",
+        out,
+        *words,
+    )
+    assert outcome.code == 0, outcome.err
+    assert len(json.loads((out / "sweep.json").read_text())["model"]["fingerprint"]) == 16
 
 
 def test_a_grid_grows_and_what_is_done_is_not_done_again(sweep, tmp_path, without_plots):
@@ -129,6 +150,18 @@ def test_videos_of_ones_own_are_enhanced_and_compared_with_references(
     assert "detail_guidance" not in run["setting"]
 
 
+def test_a_size_may_be_relative_to_the_video(sweep, tmp_path, video_file, without_plots):
+    (tmp_path / "in").mkdir()
+    video_file("in/a.mp4", num_frames=1)
+    words = ["--inputs", tmp_path / "in", "--size", "x1,x2", "-o", tmp_path / "out", "--save-videos"]
+    outcome = sweep(*words)
+    assert outcome.code == 0, outcome.err
+    sizes = [
+        read_video(tmp_path / "out" / run["video"]).frames.shape[-2:] for run in runs_of(tmp_path / "out")
+    ]
+    assert sizes == [(16, 24), (32, 48)]
+
+
 def test_a_mistake_in_a_reference_leaves_no_folder(sweep, refusal, tmp_path, video_file):
     for folder in ("in", "true"):
         (tmp_path / folder).mkdir()
@@ -186,6 +219,7 @@ def test_other_measures_are_not_mixed_into_a_sweep(sweep, flashvideo, refusal, t
         (["--scenes", "1", "--noise-step", "1000"], "argument --noise-step: must be a whole number from 0"),
         (["--scenes", "1", "--shift", "0"], "argument --shift: must be a number greater than 0"),
         (["--scenes", "1", "--detail-guidance", "0.5"], "--detail-guidance: must be a number of at least 1"),
+        (["--scenes", "1", "--size", "x2"], "--size x2 is relative to a video, which --inputs gives"),
         (["--scenes", "1", "--size", "huge"], "argument --size: must be 270p"),
         (["--scenes", "1", "--seed", "-1"], "argument --seed: must be a whole number from 0"),
         (["--scenes", "1", "--measures", "beauty"], "--measures must be among niqe"),

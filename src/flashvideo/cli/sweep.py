@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from flashvideo.evaluation.sweep.planning import Sweep
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 STAGE1_OPTIONS = ("steps", "guidance")
 STAGE2_OPTIONS = ("detail_steps", "noise_step", "shift", "detail_guidance")
 DEFAULT_SEEDS = (0,)
+FACTOR = re.compile(r"x[1-9]\d?", re.IGNORECASE)
+"""A size that is relative to a video's own."""
 
 
 def values(convert: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
@@ -42,6 +42,15 @@ def values(convert: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
         return found
 
     return split
+
+
+def size_or_factor(text: str) -> str:
+    """Takes a size as `arguments.size` does, or how many times the sides of a video become as long.
+
+    >>> size_or_factor("X2"), size_or_factor("640x384")
+    ('x2', '640x384')
+    """
+    return text.lower() if FACTOR.fullmatch(text) else shared.size(text)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -109,7 +118,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
     grid = parser.add_argument_group("grid; each takes comma-separated values")
     count, scale = values(shared.whole_number()), values(shared.number(least=1))
-    grid.add_argument("--size", type=values(shared.size), metavar="SIZES", help="as in generate and enhance")
+    grid.add_argument(
+        "--size",
+        type=values(size_or_factor),
+        metavar="SIZES",
+        help="as in generate and enhance; for --inputs also x2 and the like, times the sides of each video",
+    )
     grid.add_argument(
         "--seed",
         type=values(shared.whole_number(least=0, most=shared.MAX_SEED)),
@@ -146,6 +160,8 @@ def run(arguments: argparse.Namespace) -> Result:
     Raises:
         ValueError: In one sentence, what is wrong; before any long work.
     """
+    from flashvideo.evaluation.sweep.report import write_report
+
     check_combination(arguments)
     check_folder(arguments.output)
     phases = Phases()
@@ -161,7 +177,7 @@ def run(arguments: argparse.Namespace) -> Result:
         with phases("sweep"):
             run_all(arguments, pipeline, sweep, folder)
         with phases("sum up"):
-            plots, num_settings = sum_up(folder, measures)
+            plots, num_settings = write_report(folder, measures)
     num_runs = len(folder.runs)
     lines = [
         f"wrote {arguments.output / 'summary.md'}: {num_settings} settings, {num_runs} runs, "
@@ -199,6 +215,9 @@ def check_combination(arguments: argparse.Namespace) -> None:
                 raise UsageError(
                     f"{_option(name)} is of previews, and --inputs has none; drop one of the two"
                 )
+    else:
+        for size in filter(FACTOR.fullmatch, arguments.size or ()):
+            raise UsageError(f"--size {size} is relative to a video, which --inputs gives; give WIDTHxHEIGHT")
     if arguments.preview_only:
         for name in (*STAGE2_OPTIONS, "consistency"):
             if getattr(arguments, name) is not None:
@@ -316,12 +335,13 @@ def open_sweep(
     from flashvideo.evaluation.sweep.files import open_folder
     from flashvideo.evaluation.sweep.planning import describe_conditions
     from flashvideo.pipelines.folders import model_folder
+    from flashvideo.pipelines.loading import choose_dtype
 
     folder = model_folder(
         arguments.model,
         revision=arguments.revision,
         text_encoder=arguments.text_encoder,
-        dtype=pipeline.dtype,
+        dtype=choose_dtype(arguments.dtype, pipeline.execution_device),
     )
     conditions = describe_conditions(
         pipeline, sweep, model=model_label(arguments.model), folder=folder, vram=arguments.vram
@@ -357,30 +377,6 @@ def run_all(
                 f"interrupted; {len(folder.runs)} finished runs are kept in {arguments.output}, and the same command "
                 "goes on from there"
             ) from None
-
-
-def sum_up(folder: SweepFolder, measures: Sequence[Measure]) -> tuple[list[Path], int]:
-    """Writes tables and plots of all runs in the folder.
-
-    Returns:
-        The plots, and the number of settings.
-    """
-    from flashvideo.evaluation.sweep.plots import write_plots
-    from flashvideo.evaluation.sweep.summary import are_uneven, outcomes, write_summary
-
-    found = outcomes(folder.runs, measures)
-    if are_uneven(found):
-        logger.warning(
-            "not all settings were tried on the same items with the same seeds, so their means are not of the same "
-            "videos; see the column runs of %s",
-            folder.path / "summary.md",
-        )
-    write_summary(folder.path, found, measures)
-    try:
-        return write_plots(folder.path, found, measures), len(found)
-    except ImportError as error:
-        logger.warning("%s; the tables are written without them", error)
-        return [], len(found)
 
 
 def _option(name: str) -> str:
