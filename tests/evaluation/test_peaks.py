@@ -34,6 +34,19 @@ def test_the_peak_is_of_the_work_and_not_of_what_was_before():
     assert MemoryUse(before=3, most=10).extra == 7
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_what_the_allocator_keeps_does_not_hide_what_the_work_takes():
+    def small_pieces() -> list[bytearray]:
+        return [bytearray(b"1") * 60_000 for _ in range(2000)]
+
+    kept = small_pieces()
+    last = kept.pop()  # beneath it the allocator keeps what is free
+    kept.clear()
+    _, memory = with_peak(small_pieces, CPU)
+    assert len(last) == 60_000
+    assert memory.extra > 80 * MIB
+
+
 @pytest.mark.parametrize("name", ["_RESET", "_STATUS"])
 def test_where_the_system_does_not_tell_the_peak_is_unknown(tmp_path, monkeypatch, name):
     monkeypatch.setattr(peaks, name, tmp_path / "none" / "file")
