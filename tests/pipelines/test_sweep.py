@@ -361,6 +361,14 @@ def test_a_result_that_is_not_finite_is_recorded_without_scores(do, pipeline, ca
     assert done == []
 
 
+def test_a_preview_that_is_not_finite_is_recorded_without_scores_too(do, pipeline, caplog):
+    with torch.no_grad():
+        pipeline.stage1_transformer.proj_out.bias.fill_(float("nan"))
+    folder = do(sweep_of())
+    assert [run.scores for run in folder.runs] == [{}, {}]
+    assert caplog.text.count("is not finite; it is recorded without scores") == 2
+
+
 def test_two_sweeps_at_once_in_a_folder_are_refused(tmp_path):
     with (
         open_folder(tmp_path / "out", CONDITIONS, []),

@@ -65,7 +65,8 @@ def run_sweep(
     """Does the runs that the folder lacks.
 
     Before the first of them each stage works for one step in every shape, which is not measured: a first run loads
-    libraries, and chooses kernels. A result that is not finite is recorded without scores.
+    libraries, and chooses kernels. A result that is not finite is recorded without scores; where the
+    preview is not finite, that is the result.
 
     Args:
         pipeline: The model.
@@ -174,7 +175,7 @@ class Maker:
             window, _ = complete_windows(
                 None, None, preset=self.pipeline.preset, vae_config=self.pipeline.vae.config
             )
-            start = dataclasses.replace(start, pixels=start.pixels[:window])
+            start = dataclasses.replace(start, pixels=start.pixels[:window].nan_to_num())
             self._detail(start, seed, quick, text, preview)
 
     @torch.no_grad()
@@ -210,7 +211,9 @@ class Maker:
             about["settings"]["stage1"] = {"guidance_scale": setting.guidance}
         start = self._start(item, setting, preview)
         frames = start.pixels
-        if not self.sweep.preview_only:
+        if (
+            not self.sweep.preview_only and frames.isfinite().all()
+        ):  # of what is not finite there is no detail
             frames, taken["detail"], counted, stage2 = self._detail(start, seed, setting, text, preview)
             counts.append(counted)
             if preview is None:
