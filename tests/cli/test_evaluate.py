@@ -13,9 +13,9 @@ from flashvideo.video import write_video
 
 @pytest.fixture
 def rows(tmp_path):
-    """Two systems' folders with two videos each, and the truth."""
+    """Two systems' folders with six videos each, and the truth."""
     generator = torch.Generator().manual_seed(0)
-    for index in range(2):
+    for index in range(6):
         truth = torch.rand(3, 3, 32, 48, generator=generator) * 2 - 1
         for name, clip in {"truth": truth, "near": truth * 0.9, "far": truth * 0.1}.items():
             (tmp_path / name).mkdir(exist_ok=True)
@@ -27,13 +27,13 @@ def test_two_folders_become_a_report(call, rows):
     words = ("evaluate", rows / "near", f"remote={rows / 'far'}", "--references", rows / "truth")
     outcome = call(*words, "-o", rows / "report")
     assert outcome.code == 0, outcome.err
-    assert "near (2) | remote (2)" in outcome.out
+    assert "near (6) | remote (6)" in outcome.out
     assert "## remote against near" in outcome.out
     report = json.loads((rows / "report" / "report.json").read_text())
     assert report["comparisons"][0]["figures"]["psnr"]["verdict"] == "worse"
     assert (rows / "report" / "report.md").read_text() in outcome.out
     assert "<video" in (rows / "report" / "report.html").read_text()
-    assert len((rows / "report" / "scores.jsonl").read_text().splitlines()) == 4
+    assert len((rows / "report" / "scores.jsonl").read_text().splitlines()) == 12
 
 
 def test_the_report_is_json_too(call, rows):
@@ -58,7 +58,7 @@ def test_niqe_takes_other_parameters_and_says_so(call, rows, tmp_path):
         json.loads(call(*words, *more).out)["report"]
         for more in ((), ("--niqe-parameters", tmp_path / "published.npz"))
     ]
-    assert results[1]["measures"]["niqe"]["variant"] == "parameters published.npz"
+    assert results[1]["measures"]["niqe"]["variant"].startswith("parameters published.npz ")
     one, other = (result["systems"][0]["figures"]["niqe"]["mean"] for result in results)
     assert one != other
 
@@ -68,12 +68,31 @@ def test_niqe_takes_other_parameters_and_says_so(call, rows, tmp_path):
     [
         (("missing",), "missing does not exist, expected a folder of videos"),
         (("near", "--references", "missing"), "missing does not exist, expected a folder of videos"),
-        (("near", "--prompts", "missing.csv"), "missing.csv: No such file or directory"),
+        (("near", "--prompts", "missing.csv"), "missing.csv does not exist; check the name"),
     ],
 )
 def test_what_is_missing_is_one_sentence(call, refusal, rows, monkeypatch, words, sentence):
     monkeypatch.chdir(rows)
     assert sentence in refusal(call, "evaluate", *words, "-o", "report")
+
+
+def test_an_upscaler_of_a_systems_name_is_refused_before_any_work(call, refusal, rows):
+    words = ("evaluate", f"bicubic={rows / 'near'}", "--inputs", rows / "far", "--upscaler", "bicubic")
+    assert "got bicubic, bicubic; write NAME=FOLDER" in refusal(call, *words, "-o", rows / "report", code=2)
+
+
+def test_folders_may_stand_behind_options(call, rows):
+    outcome = call("evaluate", rows / "near", "-o", rows / "report", "--players", "0", rows / "far")
+    assert "near (6) | far (6)" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(b"nonsense", "is no NumPy archive"), (b"", "is no NumPy archive")]
+)
+def test_niqe_parameters_of_another_kind_are_one_sentence(call, refusal, rows, content, sentence):
+    (rows / "pristine.npz").write_bytes(content)
+    words = ("evaluate", rows / "near", "-o", rows / "report", "--niqe-parameters", rows / "pristine.npz")
+    assert sentence in refusal(call, *words)
 
 
 def test_two_systems_of_one_name_are_wrong_usage(call, refusal, rows):
@@ -82,12 +101,12 @@ def test_two_systems_of_one_name_are_wrong_usage(call, refusal, rows):
 
 
 def test_an_upscaler_is_one_row_more(call, rows):
-    for index in range(2):
+    for index in range(6):
         (rows / "small").mkdir(exist_ok=True)
         write_video(rows / "small" / f"{index}.mp4", torch.zeros(3, 3, 16, 24), frame_rate=8)
     words = ("evaluate", rows / "near", "--inputs", rows / "small", "-o", rows / "report", "--players", "0")
     outcome = call(*words, "--upscaler", "lanczos")
-    assert "near (2) | lanczos (2)" in outcome.out
+    assert "near (6) | lanczos (6)" in outcome.out
     assert (rows / "report" / "upscaled" / "lanczos" / "1.mp4").exists()
 
 
@@ -96,6 +115,13 @@ def test_an_upscaler_is_one_row_more(call, rows):
     [
         (("--upscaler", "bicubic"), "--upscaler enlarges the inputs of the videos; add --inputs"),
         (("--dover-python", "python"), "DOVER needs both --dover-python and --dover-repository"),
+        (("--learned", "lpips"), "--learned lpips compares with the truth; add --references"),
+        (("--learned-weights", "weights"), "--learned-weights are those of --learned"),
+        (("--quoted", "enhancers", "--quoted", "enhancers"), "--quoted must have each value once"),
+        (
+            ("--inputs", ".", "--upscaler", "a/x.pth", "--upscaler", "b/x.pth"),
+            "--upscaler must have each value once, got x, x",
+        ),
     ],
 )
 def test_options_that_lack_one_another_are_wrong_usage(call, refusal, rows, words, sentence):
@@ -110,7 +136,7 @@ def test_learned_metrics_name_the_extra_and_its_licence(call, refusal, rows, mon
 
 
 def test_without_opencv_the_warping_error_is_left_out_with_a_warning(call, rows, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     outcome = call("evaluate", rows / "near", "-o", rows / "report", "--players", "0", "--json")
     assert "pip install 'flashvideo[evaluate]'" in outcome.err
     assert "warping" not in json.loads(outcome.out)["report"]["measures"]

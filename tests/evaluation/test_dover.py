@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flashvideo.evaluation.dover import SCRIPT, dover_scores
+from flashvideo.evaluation.dover import SCRIPT, dover_scores, dover_version
 
 # The arguments, the header and the format of the rows are those of DOVER's script. A video's scores are the numbers in
 # it; one that holds no number is skipped without a word, as a damaged one is there.
@@ -42,38 +42,43 @@ def repository(tmp_path) -> Path:
 
 
 @pytest.fixture
-def videos(tmp_path) -> Path:
+def folder(tmp_path) -> Path:
     folder = tmp_path / "videos"
     folder.mkdir()
     (folder / "a red ball, moving left.mp4").write_text("0.25 0.5 0.4")
     (folder / "plain.mp4").write_text("0.1 0.2 0.3")
-    (folder / "notes.txt").write_text("not a video")
     return folder
 
 
-def test_scores_of_a_folder_are_named_by_the_stems_of_its_videos(repository, videos):
+@pytest.fixture
+def videos(folder) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def test_scores_are_named_by_the_stems_of_videos(repository, videos):
     assert dover_scores(videos, python=Path(sys.executable), repository=repository) == {
-        "a red ball, moving left": pytest.approx({"aesthetic": 25, "technical": 50, "overall": 40}),
-        "plain": pytest.approx({"aesthetic": 10, "technical": 20, "overall": 30}),
+        "a red ball, moving left": pytest.approx({"dover_aesthetic": 25, "dover_technical": 50}),
+        "plain": pytest.approx({"dover_aesthetic": 10, "dover_technical": 20}),
     }
 
 
 def test_files_can_be_named_one_by_one_whatever_their_container(repository, tmp_path):
     (tmp_path / "one.mkv").write_text("0.5 0.5 0.5")
     scores = dover_scores([tmp_path / "one.mkv"], python=Path(sys.executable), repository=repository)
-    assert scores == {"one": pytest.approx({"aesthetic": 50, "technical": 50, "overall": 50})}
+    assert scores == {"one": pytest.approx({"dover_aesthetic": 50, "dover_technical": 50})}
 
 
 def test_paths_may_be_relative(repository, videos, monkeypatch):
-    monkeypatch.chdir(videos.parent)
-    scores = dover_scores(Path("videos"), python=Path(sys.executable), repository=Path("DOVER"))
+    monkeypatch.chdir(videos[0].parents[1])
+    paths = [path.relative_to(Path.cwd()) for path in videos]
+    scores = dover_scores(paths, python=Path(sys.executable), repository=Path("DOVER"))
     assert len(scores) == 2
 
 
 def test_the_script_runs_in_the_repository_on_the_device_without_this_processs_packages(
     repository, videos, monkeypatch
 ):
-    monkeypatch.setenv("PYTHONPATH", os.fspath(videos))
+    monkeypatch.setenv("PYTHONPATH", os.fspath(repository))
     dover_scores(videos, python=Path(sys.executable), repository=repository, device="cuda:1")
     assert (repository / "device").read_text() == "cuda:1 nothing"
 
@@ -92,10 +97,19 @@ def test_a_script_with_other_arguments_is_one_sentence(repository, videos):
         dover_scores(videos, python=Path(sys.executable), repository=repository)
 
 
-def test_a_video_that_the_script_leaves_out_is_an_error(repository, videos):
-    (videos / "damaged.mp4").touch()
-    with pytest.raises(ValueError, match=r"DOVER could not read damaged\.mp4; write them anew"):
-        dover_scores(videos, python=Path(sys.executable), repository=repository)
+def test_a_video_that_the_script_cannot_read_is_left_out(repository, videos, folder):
+    (folder / "damaged.mp4").touch()
+    paths = [*videos, folder / "damaged.mp4"]
+    scores = dover_scores(paths, python=Path(sys.executable), repository=repository)
+    assert list(scores) == [path.stem for path in videos]
+
+
+def test_the_version_tells_other_weights(repository):
+    before = dover_version(repository)
+    assert dover_version(repository) == before
+    (repository / "pretrained_weights").mkdir()
+    (repository / "pretrained_weights" / "DOVER.pth").write_text("weights")
+    assert dover_version(repository) != before
 
 
 def test_another_table_is_not_read_as_scores(repository, videos):
@@ -110,7 +124,7 @@ def test_a_script_that_writes_no_table_is_an_error(repository, videos):
         dover_scores(videos, python=Path(sys.executable), repository=repository)
 
 
-def test_what_is_missing_is_named(repository, videos, tmp_path):
+def test_what_is_missing_is_named(repository, videos, folder, tmp_path):
     (tmp_path / "plain.mov").touch()
     python = Path(sys.executable)
     for paths, options, message in [
@@ -119,13 +133,10 @@ def test_what_is_missing_is_named(repository, videos, tmp_path):
             {"python": tmp_path / "none", "repository": repository},
             "none cannot be run .*give the python",
         ),
-        (videos, {"python": python, "repository": videos}, "has no evaluate_a_set_of_videos.py"),
-        (tmp_path / "none", {"python": python, "repository": repository}, "none is not a folder"),
-        (repository, {"python": python, "repository": repository}, "holds no mp4 file"),
-        ([], {"python": python, "repository": repository}, "there are no videos to score"),
-        ([videos / "none.mp4"], {"python": python, "repository": repository}, r"none\.mp4 does not exist"),
+        (videos, {"python": python, "repository": folder}, "has no evaluate_a_set_of_videos.py"),
+        ([folder / "none.mp4"], {"python": python, "repository": repository}, r"none\.mp4 does not exist"),
         (
-            [videos / "plain.mp4", tmp_path / "plain.mov"],
+            [folder / "plain.mp4", tmp_path / "plain.mov"],
             {"python": python, "repository": repository},
             "several videos are named plain",
         ),

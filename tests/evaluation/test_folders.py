@@ -99,20 +99,34 @@ def test_prompts_are_read_by_name(tmp_path, file, text):
 
 
 @pytest.mark.parametrize(
-    ("file", "text"),
+    ("file", "text", "sentence"),
     [
-        ("p.csv", "video,text\na,b\n"),
-        ("p.csv", ""),
-        ("p.jsonl", "a ball\n"),
-        ("p.json", "[1, 2]"),
-        ("p.json", '{"a": 1}'),
+        ("p.csv", "video,text\na,b\n", "has no name and prompt in its row 1"),
+        ("p.csv", "", "has no prompts; write a name and a prompt in each row"),
+        ("p.jsonl", "a ball\n", "has a line that is not JSON"),
+        ("p.json", "[1, 2]", "must be one object of prompts by name, got list"),
+        ("p.json", '{"a": 1}', "has no name and prompt in its row 1"),
+        ("p.txt", "a ball", "must be a .csv or .jsonl file of prompts"),
     ],
 )
-def test_a_file_without_prompts_is_one_sentence(tmp_path, file, text):
+def test_a_file_without_prompts_is_one_sentence(tmp_path, file, text, sentence):
     path = tmp_path / file
     path.write_text(text)
-    with pytest.raises(ValueError, match="has no prompts that can be read"):
+    with pytest.raises(ValueError, match=sentence):
         read_prompts(path)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("name,prompt\na.mp4,a ball\na,a star\n")
+    with pytest.raises(ValueError, match="has the name 'a' twice; give each video one prompt"):
+        read_prompts(path)
+
+
+def test_prompts_from_a_spreadsheet_are_read(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('\ufeffname,prompt\na,"a ball\nin two lines"\n', encoding="utf-8")
+    assert read_prompts(path) == {"a": "a ball\nin two lines"}
 
 
 def test_videos_of_one_setting_differ_in_prompt_and_seed_only(tmp_path):

@@ -39,9 +39,9 @@ def made(monkeypatch):
         metrics.append(StandIn(metric_name, device, options))
         return metrics[-1]
 
-    module.failure = None
+    module.failure, module.__version__ = None, "0.1.16"
     module.create_metric = create_metric
-    module.list_models = lambda: ["brisque", *LEARNED]
+    module.list_models = lambda: ["brisque", "niqe", *LEARNED]
     monkeypatch.setitem(sys.modules, "pyiqa", module)
     return metrics
 
@@ -85,6 +85,16 @@ def test_frames_too_small_for_the_networks_have_no_value():
     assert score(small, learned_measures(["musiq"])) == {}
 
 
+@pytest.mark.usefixtures("made")
+def test_other_weights_are_another_variant(tmp_path):
+    variants = {learned_measures(["musiq"])[0].variant}
+    for content in ("one", "other"):
+        (tmp_path / "musiq.pth").write_text(content)
+        variants.add(learned_measures(["musiq"], weights=tmp_path)[0].variant)
+    assert len(variants) == 3
+    assert all("pyiqa 0.1.16" in variant for variant in variants)
+
+
 def test_a_folder_of_weights_reaches_pyiqa(made, tmp_path):
     for name in ("musiq", "lpips"):
         (tmp_path / f"{name}.pth").touch()
@@ -97,6 +107,7 @@ def test_a_folder_of_weights_reaches_pyiqa(made, tmp_path):
     ("name", "message"),
     [
         ("musik", "no metric 'musik'; did you mean 'musiq'"),
+        ("niqe", "niqe is measured without pyiqa already; leave it out"),
         ("lpips", r"lpips\.pth does not exist, expected pyiqa's weights of lpips"),
         ("clipiqa", "takes no file of weights for clipiqa, only for musiq, lpips, dists"),
     ],
@@ -136,9 +147,7 @@ def test_what_pyiqa_prints_does_not_come_among_results(capsys):
 def test_a_missing_pyiqa_is_one_sentence_that_names_its_licence(monkeypatch):
     monkeypatch.delitem(sys.modules, "pyiqa", raising=False)
     monkeypatch.setattr(sys, "meta_path", [NoPyiqa(), *sys.meta_path])
-    with pytest.raises(
-        ImportError, match=r"pyiqa, which is not installed.*PolyForm.*'flashvideo\[metrics\]'"
-    ):
+    with pytest.raises(ImportError, match=r"pyiqa is not installed.*PolyForm.*'flashvideo\[metrics\]'"):
         learned_measures(["musiq"])
 
 

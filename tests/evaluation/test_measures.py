@@ -25,8 +25,8 @@ def test_without_more_than_the_video_only_what_needs_nothing_is_computed():
 
 def test_with_all_that_can_be_known_all_is_computed():
     numbers = score(Subject(frames=LARGE, reference=LARGE, source=SMALL, prompt=full_caption(SCENE)))
-    two_objects = {"multiple_objects", "spatial_relationship"}
-    assert set(numbers) == {measure.name for measure in MEASURES} - two_objects
+    others = {"multiple_objects", "spatial_relationship", "camera", "own_warping"}
+    assert set(numbers) == {measure.name for measure in MEASURES} - others
     assert all(math.isfinite(number) for number in numbers.values())
 
 
@@ -49,6 +49,12 @@ def test_frames_without_contrast_leave_out_what_is_no_number():
     assert "niqe" not in score(Subject(frames=torch.zeros(2, 3, 192, 192)))
 
 
+def test_black_frames_do_not_take_the_others_niqe():
+    faded = LARGE.clone()
+    faded[0] = -1
+    assert score(Subject(frames=faded))["niqe"] > 0
+
+
 def test_some_frames_are_spread_over_the_clip():
     clip = torch.arange(100.0).reshape(100, 1, 1, 1)
     chosen = some(clip).flatten().tolist()
@@ -61,6 +67,10 @@ def test_some_frames_are_spread_over_the_clip():
     ("known", "sentence"),
     [
         ({"reference": SMALL}, "reference must have the shape of the video"),
+        (
+            {"source": torch.zeros(17, 3, 193, 320)},
+            "source must not be larger than the video, 320x192, got 320x193",
+        ),
         ({"source": SMALL[:5]}, "source must have as many frames as the video, 17, got 5"),
     ],
 )

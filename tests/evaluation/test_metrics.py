@@ -351,6 +351,23 @@ def test_mcnemar_is_the_exact_test(wins, losses):
     assert metrics.mcnemar(ours, theirs) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("n", [6, 12, 40])
+def test_the_sign_flip_test_agrees_with_scipys(n):
+    rng = np.random.default_rng(n)
+    ours, theirs = rng.normal(0.3, 1, n), rng.normal(0, 1, n)
+    expected = scipy.stats.permutation_test(
+        (ours - theirs,), np.mean, permutation_type="samples", n_resamples=20_000, rng=rng
+    ).pvalue
+    assert metrics.sign_flip(ours.tolist(), theirs.tolist()) == pytest.approx(expected, abs=0.015)
+
+
+def test_the_sign_flip_test_of_equal_values_is_certain_of_nothing():
+    assert metrics.sign_flip([1.0] * 8, [1.0] * 8) == 1
+    assert metrics.sign_flip([1.0] * 40, [1.0] * 40) == 1
+    with pytest.raises(ValueError, match="of the same clips, at least one, got 0 and 0"):
+        metrics.sign_flip([], [])
+
+
 def test_a_small_difference_shows_on_the_same_clips():
     clips = torch.randn(40, generator=torch.Generator().manual_seed(0))
     low, high = metrics.paired_interval(clips + 0.1 + 0.01 * clips.flip(0), clips)
@@ -530,6 +547,13 @@ def test_the_wilson_interval_equals_scipys(successes, n, confidence):
     assert metrics.wilson_interval(successes, n, confidence) == pytest.approx(
         (expected.low, expected.high), abs=1e-9
     )
+
+
+def test_a_wilson_interval_holds_its_proportion():
+    for n in range(1, 60):
+        for successes in (0, n):
+            low, high = metrics.wilson_interval(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
 
 
 @pytest.mark.parametrize(("successes", "n"), [(-1, 10), (11, 10), (0, 0)])

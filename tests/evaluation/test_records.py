@@ -9,7 +9,7 @@ def test_records_come_back_in_order(tmp_path):
     path = tmp_path / "records.jsonl"
     assert read_records(path) == []
     for number in range(3):
-        append_record(path, {"number": number, "name": "Käfer"})
+        append_record(path, {"number": number, "name": "Käfer\u2028"})
     assert [record["number"] for record in read_records(path)] == [0, 1, 2]
 
 

@@ -107,10 +107,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         words[:2] = [evaluate_vbench.COMMAND]
     arguments, rest = parser.parse_known_args(words)
     # argparse gives up on a list of positionals once an option has stood between them.
-    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    more = [word for word in rest if not word.startswith("-")]
     if hasattr(arguments, "overrides"):
-        arguments.overrides += overrides
-        rest = [word for word in rest if word not in overrides]
+        more = [word for word in more if "=" in word]
+        arguments.overrides += more
+    elif hasattr(arguments, "systems"):
+        arguments.systems += more
+    else:
+        more = []
+    rest = [word for word in rest if word not in more]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flashvideo.evaluation.measures import Column, Measure
     from flashvideo.evaluation.scoring import Known, System
 
-QUOTED_TABLES = ("enhancers", "vbench_long")
 NUM_PLAYERS = 6
 
 
@@ -77,8 +76,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--quoted",
         action="append",
         default=[],
-        choices=QUOTED_TABLES,
-        help="show published figures beside, marked as quoted; may be repeated",
+        metavar="TABLE",
+        help="show published figures beside, marked as quoted: enhancers or vbench_long; may be repeated",
     )
     parser.add_argument(
         "--players",
@@ -122,40 +121,74 @@ def run(arguments: argparse.Namespace) -> Result:
     """
     from flashvideo.cli.model import use_threads
 
-    if (arguments.dover_python is None) != (arguments.dover_repository is None):
-        raise UsageError("DOVER needs both --dover-python and --dover-repository; give the other one too")
-    if arguments.upscaler and arguments.inputs is None:
-        raise UsageError("--upscaler enlarges the inputs of the videos; add --inputs")
+    check_combination(arguments)
     check_folder(arguments.output)
     with use_threads(arguments.threads):
         return _evaluate(arguments)
 
 
+def check_combination(arguments: argparse.Namespace) -> None:
+    """Checks the options against one another.
+
+    Raises:
+        UsageError: If one lacks another, or is there twice.
+    """
+    from flashvideo.evaluation.learned import NEED_REFERENCE
+    from flashvideo.evaluation.scoring import upscaler_label
+
+    if (arguments.dover_python is None) != (arguments.dover_repository is None):
+        raise UsageError("DOVER needs both --dover-python and --dover-repository; give the other one too")
+    if arguments.upscaler and arguments.inputs is None:
+        raise UsageError("--upscaler enlarges the inputs of the videos; add --inputs")
+    if arguments.learned_weights is not None and not arguments.learned:
+        raise UsageError("--learned-weights are those of --learned; name the metrics with that")
+    for name in arguments.learned:
+        if name in NEED_REFERENCE and arguments.references is None:
+            raise UsageError(f"--learned {name} compares with the truth; add --references")
+    given = {"--learned": arguments.learned, "--quoted": arguments.quoted}
+    given["--upscaler"] = [upscaler_label(method) for method in arguments.upscaler]
+    for option, values in given.items():
+        if len(set(values)) < len(values):
+            raise UsageError(f"{option} must have each value once, got {', '.join(values)}")
+
+
 def _evaluate(arguments: argparse.Namespace) -> Result:
-    from flashvideo.evaluation.dover import COLUMNS
+    from flashvideo.evaluation.dover import COLUMNS, dover_script
     from flashvideo.evaluation.folders import read_prompts
     from flashvideo.evaluation.paper import quoted_rows
     from flashvideo.evaluation.records import write_json, write_text
     from flashvideo.evaluation.report.comparison import as_markdown, build_report
     from flashvideo.evaluation.report.html import as_html
-    from flashvideo.evaluation.scoring import Known, merged, score_systems, score_with_dover
+    from flashvideo.evaluation.scoring import (
+        Known,
+        check_video_files,
+        merged,
+        score_systems,
+        score_with_dover,
+        upscaler_label,
+    )
     from flashvideo.pipelines.devices import choose_device
 
     phases, output = Phases(), arguments.output
     systems = read_systems(arguments.systems)
+    check_labels([system.label for system in systems] + [upscaler_label(one) for one in arguments.upscaler])
+    quoted = [row for table in arguments.quoted for row in quoted_rows(table)]
     known = Known.read(
         systems,
         references=arguments.references,
         sources=arguments.inputs,
         prompts=None if arguments.prompts is None else read_prompts(arguments.prompts),
     )
+    if arguments.dover_python is not None:
+        dover_script(arguments.dover_repository)
+        for system in systems:
+            check_video_files("DOVER", system.label, system.videos.values())
     device = str(choose_device(arguments.device))
     measures = choose_measures(arguments, device)
     output.mkdir(parents=True, exist_ok=True)
     if arguments.upscaler:
         with phases("upscale"):
             systems += make_upscaled(arguments, systems[0], known, device)
-    check_labels(systems)
     with phases("score"):
         scores = score_systems(
             systems,
@@ -176,7 +209,6 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
             )
         scores, columns = merged(scores, more), [*columns, *COLUMNS]
     with phases("report"):
-        quoted = [row for table in arguments.quoted for row in quoted_rows(table)]
         report = build_report(systems, scores, columns, quoted)
         write_json(output / "report.json", report)
         write_text(output / "report.md", as_markdown(report))
@@ -193,7 +225,6 @@ def read_systems(words: list[str]) -> list[System]:
     """Finds the videos of each `[NAME=]FOLDER`.
 
     Raises:
-        UsageError: If two have one name.
         ValueError: If one is no folder of videos of one setting.
     """
     from flashvideo.evaluation.scoring import System
@@ -203,28 +234,26 @@ def read_systems(words: list[str]) -> list[System]:
         name, equals, folder = word.partition("=")
         given = bool(equals) and not Path(word).exists()
         systems.append(System.read(Path(folder if given else word), name if given else None))
-    check_labels(systems)
     return systems
 
 
-def check_labels(systems: Sequence[System]) -> None:
+def check_labels(labels: Sequence[str]) -> None:
     """Checks that systems can be told apart.
 
     Raises:
         UsageError: If two have one name.
     """
-    labels = [system.label for system in systems]
     if len(set(labels)) < len(labels):
         raise UsageError(f"systems must have different names, got {', '.join(labels)}; write NAME=FOLDER")
 
 
 def make_upscaled(arguments: argparse.Namespace, system: System, known: Known, device: str) -> list[System]:
     """Makes the systems of `--upscaler`, in the output's folder `upscaled`."""
-    from flashvideo.evaluation.scoring import upscale_inputs
+    from flashvideo.evaluation.scoring import upscale_inputs, upscaler_label
 
     folder = arguments.output / "upscaled"
     return [
-        upscale_inputs(system, known, method, folder / Path(method).stem, device=device)
+        upscale_inputs(system, known, method, folder / upscaler_label(method), device=device)
         for method in arguments.upscaler
     ]
 
@@ -236,12 +265,13 @@ def choose_measures(arguments: argparse.Namespace, device: str) -> list[Measure]
         ImportError: If pyiqa is needed and missing.
         ValueError: If parameters or weights of one cannot be read.
     """
+    from flashvideo.evaluation.folders import content_digest
     from flashvideo.evaluation.measures import available_measures, niqe_measure
     from flashvideo.evaluation.metrics import Pristine
 
     measures = list(available_measures())
     if (path := arguments.niqe_parameters) is not None:
-        own = niqe_measure(Pristine.read(path), variant=f"parameters {path.name}")
+        own = niqe_measure(Pristine.read(path), variant=f"parameters {path.name} {content_digest(path)}")
         measures = [own if measure.name == own.name else measure for measure in measures]
     if arguments.learned:
         from flashvideo.evaluation.learned import learned_measures

@@ -7,6 +7,7 @@ have the words of `flashvideo.data.captions`. Each kind of word is reported unde
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from flashvideo.data.captions import (
     vocabulary,
 )
 from flashvideo.data.shapes_world import COLORS, RELATIONS
-from flashvideo.evaluation.readers import ThingReading, read_clip, read_things
+from flashvideo.evaluation.readers import LEAST_FRAMES, ThingReading, read_clip, read_pan, read_things
 
 Agreement = Mapping[str, bool]
 """Whether the video agrees with its prompt, by the name of each dimension that the prompt speaks of."""
@@ -31,10 +32,11 @@ AGREEMENTS: Mapping[str, str] = MappingProxyType(
         "object_class": "object class: shape",
         "color": "color",
         "scene": "scene: background",
-        "motion": "human action, temporal style: motion",
+        "motion": "human action: motion",
+        "camera": "temporal style: camera",
         "multiple_objects": "multiple objects: both shapes",
         "spatial_relationship": "spatial relationship",
-        "all_attributes": "all that the prompt says",
+        "all_attributes": "all of these",
     }
 )
 """VBench's dimension and what stands for it here, by name; the last one is all of them at once."""
@@ -63,6 +65,9 @@ class Expected:
     relation: str | None
     """Where the first object is, as seen from the second."""
 
+    camera: str | None
+    """Where the camera pans to: "left" or "right"."""
+
 
 def expected_words(prompt: str) -> Expected | None:
     """Finds what a prompt says.
@@ -81,7 +86,8 @@ def expected_words(prompt: str) -> Expected | None:
     if not set(re.findall(r"\w+", prompt.lower())) <= vocabulary():
         return None
     parts = " ".join(prompt.lower().split()).split(",")
-    text = ",".join(part for part in parts if "camera" not in part)  # how it pans is not read
+    text = ",".join(part for part in parts if "camera" not in part)
+    pan = ",".join(part for part in parts if "camera" in part)
     relation = _first(text, {name: (name,) for name in RELATIONS})
     ends: Sequence[str] = (text,)
     if relation is not None:
@@ -100,8 +106,15 @@ def expected_words(prompt: str) -> Expected | None:
         motion=_first(text, MOTION_WORDS),
         background=_first(text, BACKGROUND_WORDS),
         relation=relation,
+        camera=_first(pan, {side: (side,) for side in ("left", "right")}),
     )
-    says = (expected.motion, expected.background, relation, *(t.color or t.shape for t in things))
+    says = (
+        expected.motion,
+        expected.background,
+        relation,
+        expected.camera,
+        *(t.color or t.shape for t in things),
+    )
     return expected if any(says) else None
 
 
@@ -122,31 +135,32 @@ def agreement_with_prompt(clip: Tensor, prompt: str) -> Agreement:
     reading = read_clip(clip)
     if expected.background is not None:
         found["scene"] = reading.background == expected.background
-    if expected.relation is None:
-        first = expected.things[0]
-        if first.shape is not None:
-            found["object_class"] = reading.shape == first.shape
-        if first.color is not None:
-            found["color"] = reading.color == first.color
-        if expected.motion is not None:
-            found["motion"] = reading.motion == expected.motion
-    else:
-        found |= _agreement_of_two(clip, expected)
-    return found | {"all_attributes": all(found.values())}
+    if expected.camera is not None and len(clip) >= LEAST_FRAMES:
+        found["camera"] = read_pan(clip) == expected.camera
+    # How the first of two objects moves is not read: it may be hidden in part.
+    if expected.relation is not None:
+        found |= _agreement_of_two(read_things(clip), expected)
+        return found | {"all_attributes": all(found.values())}
+    first = expected.things[0]
+    if first.shape is not None:
+        found["object_class"] = reading.shape == first.shape
+    if first.color is not None:
+        found["color"] = reading.color == first.color
+    if expected.motion is not None and len(clip) >= LEAST_FRAMES:
+        found["motion"] = reading.motion == expected.motion
+    return found | ({"all_attributes": all(found.values())} if found else {})
 
 
-def _agreement_of_two(clip: Tensor, expected: Expected) -> dict[str, bool]:
-    things = read_things(clip)
-    chosen = [_find(things, thing) for thing in expected.things]
+def _agreement_of_two(things: Sequence[ThingReading], expected: Expected) -> dict[str, bool]:
     found: dict[str, bool] = {}
-    shapes = [thing.shape for thing in expected.things if thing.shape is not None]
+    shapes = [thing.shape for thing in expected.things]
     # Of an object behind another one part is hidden, and no outline can be read.
-    if len(shapes) == len(expected.things) and expected.relation != "behind":
-        found["multiple_objects"] = set(shapes) <= {thing.shape for thing in things}
-    first, second = chosen
-    if first is None or second is None:
-        return found | {"spatial_relationship": False}
-    return found | {"spatial_relationship": first.relation_to(second) == expected.relation}
+    if None not in shapes and expected.relation != "behind":
+        found["multiple_objects"] = Counter(shapes) == Counter(thing.shape for thing in things)
+    first = _find(things, expected.things[0])
+    second = _find([thing for thing in things if thing is not first], expected.things[1])
+    right = first is not None and second is not None and first.relation_to(second) == expected.relation
+    return found | {"spatial_relationship": right}
 
 
 def _find(things: Sequence[ThingReading], expected: ExpectedThing) -> ThingReading | None:

@@ -12,6 +12,7 @@ put its weights where its README says, and give the python of that environment a
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 import subprocess
@@ -22,40 +23,37 @@ from pathlib import Path
 from flashvideo.evaluation.measures import Column
 
 SCRIPT = "evaluate_a_set_of_videos.py"
-SCORES = ("aesthetic", "technical", "overall")
-"""In the order of the script's columns, after the path."""
 COLUMNS = tuple(
     Column(name=f"dover_{score}", label=f"DOVER {score}", better="higher")
     for score in ("technical", "aesthetic")
 )
+"""What is taken of the script's table; its overall score is a mean of the two."""
+_TABLE = ("dover_aesthetic", "dover_technical", "overall")  # the script's columns, after the path
 _KEPT_OF_ERROR = 300  # characters
 
 
 def dover_scores(
-    videos: Path | Sequence[Path], *, python: Path, repository: Path, device: str = "cpu"
+    videos: Sequence[Path], *, python: Path, repository: Path, device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
     """Scores videos with DOVER's script for a set of videos.
 
     The script leaves a file with its figures in the repository, `zero_shot_res_sensehdr.txt`.
 
     Args:
-        videos: Video files, or a folder whose mp4 files are taken.
+        videos: Video files, at least one.
         python: The interpreter of DOVER's environment.
         repository: Folder of DOVER's repository, with its weights.
         device: Where it runs, as torch writes it, such as "cuda".
 
     Returns:
-        For the stem of each file's name "aesthetic", "technical" and "overall" scores, from 0 to 100, higher is
-        better. DOVER samples frames at random, so that two runs differ a little.
+        For the stem of each file's name the numbers of `COLUMNS`, from 0 to 100; the script leaves out what it cannot
+        read. DOVER samples frames at random, so that two runs differ a little.
 
     Raises:
-        ValueError: There are no videos, two have the same stem, the interpreter or the script is missing, the script
-            fails, or it leaves out a video.
+        ValueError: Two videos have the same stem, the interpreter or the script is missing, or the script fails.
     """
-    paths = _videos(videos)
-    script = Path(repository).absolute() / SCRIPT
-    if not script.is_file():
-        raise ValueError(f"{repository} has no {SCRIPT}, expected the folder of DOVER's repository; clone it")
+    paths = _distinct(videos)
+    script = dover_script(repository)
     with tempfile.TemporaryDirectory() as folder:
         inputs, table = Path(folder) / "videos", Path(folder) / "scores.csv"
         inputs.mkdir()
@@ -75,33 +73,45 @@ def dover_scores(
         ]
         _run(command, script.parent)
         scores = _read(table)
-    missing = [path.name for index, path in enumerate(paths) if str(index) not in scores]
-    if missing:
-        raise ValueError(
-            f"DOVER could not read {', '.join(missing)}; write them anew as H.264, or leave them out"
-        )
-    return {path.stem: scores[str(index)] for index, path in enumerate(paths)}
+    return {path.stem: scores[str(index)] for index, path in enumerate(paths) if str(index) in scores}
 
 
-def _videos(videos: Path | Sequence[Path]) -> list[Path]:
-    if isinstance(videos, Path):
-        if not videos.is_dir():
-            raise ValueError(f"{videos} is not a folder; give a folder, or a list of files")
-        paths = sorted(videos.glob("*.mp4"))
-        if not paths:
-            raise ValueError(f"{videos} holds no mp4 file; name the files one by one")
-    else:
-        paths = list(videos)
-        if not paths:
-            raise ValueError("there are no videos to score; give at least one")
-    for path in paths:
+def dover_script(repository: Path) -> Path:
+    """Returns DOVER's script for a set of videos.
+
+    Raises:
+        ValueError: The folder does not have it.
+    """
+    script = Path(repository).absolute() / SCRIPT
+    if not script.is_file():
+        raise ValueError(f"{repository} has no {SCRIPT}, expected the folder of DOVER's repository; clone it")
+    return script
+
+
+def dover_version(repository: Path) -> str:
+    """Returns a hash of DOVER's script, options and weights.
+
+    Raises:
+        ValueError: The folder does not have the script.
+    """
+    script = dover_script(repository)
+    weights = sorted((script.parent / "pretrained_weights").glob("*.pth"))
+    total = hashlib.sha256()
+    for path in (script, *sorted(script.parent.glob("*.yml")), *weights):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:8]
+
+
+def _distinct(videos: Sequence[Path]) -> list[Path]:
+    for path in videos:
         if not path.is_file():
             raise ValueError(f"{path} does not exist, expected a video file; check the name")
-    stems = [path.stem for path in paths]
+    stems = [path.stem for path in videos]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise ValueError(f"several videos are named {twice[0]}, which names their scores; score them apart")
-    return paths
+    return list(videos)
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
@@ -137,12 +147,12 @@ def _read(table: Path) -> dict[str, dict[str, float]]:
     for row in rows:
         try:
             name, *values = row
-            named = dict(zip(SCORES, map(float, values), strict=True))
+            named = dict(zip(_TABLE, map(float, values), strict=True))
         except ValueError:
             named = {"": math.nan}
         if not all(map(math.isfinite, named.values())):
             raise ValueError(
                 f"DOVER wrote the row {', '.join(row)!r}, expected a path and three scores; is it another version?"
             )
-        scores[Path(name).stem] = named
+        scores[Path(name).stem] = {column.name: named[column.name] for column in COLUMNS}
     return scores

@@ -30,7 +30,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FRAME_RATE = Fraction(8)
 """Of pictures, which have none; frames per second."""
 
-_BY_RUN = ("settings.refinement", "settings.stage1.prompt", "settings.stage1.seed")
+_BY_RUN = ("settings.refinement.original_prompt", "settings.stage1.prompt", "settings.stage1.seed")
 _BY_INPUT = ("settings.stage2.computed", "settings.stage2.crop")
 """Entries of a video's own note that differ from run to run, and from input to input, of one setting."""
 
@@ -94,6 +94,12 @@ class VideoFile:
             with path.open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Returns the first 16 digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_picture(path: Path) -> Tensor:

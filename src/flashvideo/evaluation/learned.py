@@ -22,10 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvideo.evaluation.measures import Measure, Subject, some
+from flashvideo.evaluation.extras import first_line, import_extra
+from flashvideo.evaluation.folders import content_digest
+from flashvideo.evaluation.measures import MEASURES, Measure, Subject, some
 
 LEARNED = ("musiq", "maniqa", "clipiqa", "lpips", "dists")
 """pyiqa's names of the metrics that video enhancers are mostly compared by; the last two need a reference."""
+NEED_REFERENCE = ("lpips", "dists")
+"""Those two."""
 LEAST_SIZE = 32
 """Pixels of height and width below which no figure is given: the networks halve their input up to five times."""
 _LABELS = {
@@ -35,6 +39,7 @@ _LABELS = {
     "lpips": "LPIPS",
     "dists": "DISTS",
 }
+_OWN = frozenset(measure.name for measure in MEASURES)
 # Those for which pyiqa 0.1 takes a file of the kind that it publishes itself.
 _TAKES_FILE = ("musiq", "lpips", "dists")
 
@@ -59,22 +64,26 @@ def learned_measures(
         ImportError: pyiqa is not installed.
         ValueError: A name is not one of pyiqa's, `weights` does not have its file, or weights cannot be downloaded.
     """
-    try:
-        import pyiqa
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torchvision raises the latter beside another build of torch
-        missing = isinstance(error, ImportError) and error.name == "pyiqa"
-        reason = "is not installed" if missing else f"cannot be imported ({error})"
-        raise ImportError(
-            f"learned metrics need pyiqa, which {reason}; it is for noncommercial use (PolyForm Noncommercial "
-            "licence): pip install 'flashvideo[metrics]'"
-        ) from None
+    pyiqa = import_extra(
+        "pyiqa",
+        "learned metrics need it, for noncommercial use (PolyForm Noncommercial licence)",
+        extra="metrics",
+    )
     _check_names(names, pyiqa.list_models())
+    if taken := [name for name in names if name in _OWN]:
+        raise ValueError(f"{taken[0]} is measured without pyiqa already; leave it out")
     files = [None if weights is None else _weights_file(name, weights) for name in names]
     create = functools.partial(pyiqa.create_metric, device=torch.device(device))
-    return tuple(_measure(name, _create(create, name, file)) for name, file in zip(names, files, strict=True))
+    return tuple(
+        _measure(name, _create(create, name, file), _variant(pyiqa, file))
+        for name, file in zip(names, files, strict=True)
+    )
+
+
+def _variant(pyiqa: Any, file: Path | None) -> str:
+    """What a metric's numbers depend on: pyiqa's version, and its weights if they are given."""
+    version = f"pyiqa {pyiqa.__version__}"
+    return version if file is None else f"{version}, {file.name} {content_digest(file)}"
 
 
 def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
@@ -107,20 +116,16 @@ def _create(create: Callable[..., Any], name: str, file: Path | None) -> Any:
             return create(name, **options)
     except OSError as error:  # of urllib, requests and huggingface_hub, all of which it uses
         raise ValueError(
-            f"pyiqa could not get its weights of {name} ({_first_line(error)}); connect to the network once, or copy "
+            f"pyiqa could not get its weights of {name} ({first_line(error)}); connect to the network once, or copy "
             "the folders $TORCH_HOME/hub and $HF_HOME from a machine that has them"
         ) from None
     except (RuntimeError, LookupError, pickle.UnpicklingError) as error:
         if file is None:
             raise
-        raise ValueError(f"{file} does not hold pyiqa's weights of {name}: {_first_line(error)}") from None
+        raise ValueError(f"{file} does not hold pyiqa's weights of {name}: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _measure(name: str, metric: Any) -> Measure:
+def _measure(name: str, metric: Any, variant: str) -> Measure:
     needs_reference = metric.metric_mode == "FR"  # full reference
 
     def compute(subject: Subject) -> float | None:
@@ -138,6 +143,7 @@ def _measure(name: str, metric: Any) -> Measure:
         better="lower" if metric.lower_better else "higher",
         compute=compute,
         needs="reference" if needs_reference else "",
+        variant=variant,
     )
 
 

@@ -9,7 +9,6 @@ Shapes: F frames of H x W pixels in [-1, 1]; h x w of what a video was made from
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from flashvideo.evaluation.metrics import (
     temporal_flickering,
 )
 from flashvideo.evaluation.metrics.niqe import BLOCK, Pristine
-from flashvideo.evaluation.optical_flow import warping
+from flashvideo.evaluation.optical_flow import load_opencv, warping
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +79,12 @@ class Subject:
                 f"source must have as many frames as the video, {len(self.frames)}, got {len(self.source)}; "
                 "cut one of them"
             )
+        size, own = tuple(self.source.shape[-2:]), tuple(self.frames.shape[-2:])
+        if size[0] > own[0] or size[1] > own[1]:
+            raise ValueError(
+                f"source must not be larger than the video, {own[1]}x{own[0]}, got {size[1]}x{size[0]}; what a video "
+                "was made from is smaller"
+            )
 
     @functools.cached_property
     def band_energies(self) -> list[float]:
@@ -113,6 +118,11 @@ class Column:
 
     variant: str = ""
     """What else its numbers depend on, such as the parameters of a model: numbers of two variants are never mixed."""
+
+    @property
+    def key(self) -> str:
+        """Name and variant."""
+        return f"{self.name} {self.variant}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +188,7 @@ def _in_time(metric: Callable[[Tensor], Tensor], *, least_frames: int) -> Callab
     """Of a clip, (F, 3, H, W) -> ()."""
 
     def compute(subject: Subject) -> float | None:
-        return metric(subject.frames).item() if len(subject.frames) >= least_frames else None
+        return _finite(metric(subject.frames)) if len(subject.frames) >= least_frames else None
 
     return compute
 
@@ -224,7 +234,7 @@ def niqe_measure(pristine: Pristine | None = None, *, variant: str = "") -> Meas
         rows, columns = (side // BLOCK for side in subject.frames.shape[-2:])
         if rows * columns < 2:
             return None
-        return _finite(niqe(some(subject.frames), pristine).mean())
+        return _finite(niqe(some(subject.frames), pristine).nanmean())  # black frames have none
 
     return Measure(name="niqe", label="NIQE", better="lower", compute=compute, variant=variant)
 
@@ -238,7 +248,12 @@ def _frame_differences(subject: Subject) -> float | None:
     assert subject.reference is not None
     if len(subject.frames) < 2:
         return None
-    return frame_difference_error(subject.frames, subject.reference).item()
+    return _finite(frame_difference_error(subject.frames, subject.reference))
+
+
+def _own_warping(subject: Subject) -> float | None:
+    """Along its own flow, which blur and stillness make easy: only where there is no reference."""
+    return warping(subject) if subject.reference is None else None
 
 
 def _read(name: str) -> Callable[[Subject], float | None]:
@@ -281,9 +296,16 @@ MEASURES: tuple[Measure, ...] = (
         compute=_in_time(temporal_flickering, least_frames=2),
     ),
     Measure(
+        name="own_warping",
+        label="warping error along its own flow (10⁻³)",
+        better="neither",
+        compute=_own_warping,
+    ),
+    Measure(
         name="warping",
         label="warping error E* (10⁻³)",
         better="lower",
+        needs="reference",
         compute=warping,
     ),
     Measure(
@@ -353,10 +375,10 @@ MEASURES: tuple[Measure, ...] = (
 
 
 def available_measures() -> tuple[Measure, ...]:
-    """Returns `MEASURES`, without the warping error where OpenCV is not installed, which is warned of."""
-    if importlib.util.find_spec("cv2") is not None:
-        return MEASURES
-    logger.warning(
-        "the warping error is left out, since OpenCV is not installed; pip install 'flashvideo[evaluate]'"
-    )
-    return tuple(measure for measure in MEASURES if measure.compute is not warping)
+    """Returns `MEASURES`, without warping errors where OpenCV is not there, which is warned of."""
+    try:
+        load_opencv()
+    except ImportError as error:
+        logger.warning("warping errors are left out: %s", error)
+        return tuple(measure for measure in MEASURES if measure.compute not in (warping, _own_warping))
+    return MEASURES

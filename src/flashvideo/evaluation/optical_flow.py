@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flashvideo.evaluation.extras import import_extra
 from flashvideo.evaluation.metrics import visible_mask, warping_error
 from flashvideo.evaluation.metrics.frames import LEVELS, check_frames, luma
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 LEAST_SIZE = 16
 """Pixels of height and width from which on flow is estimated: two patches of the search."""
+
+
+def load_opencv() -> Any:
+    """Returns OpenCV.
+
+    Raises:
+        ImportError: It is not installed, or lacks a library of the system.
+    """
+    return import_extra("cv2", "optical flow needs OpenCV", extra="evaluate")
 
 
 def optical_flow(clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,12 +50,7 @@ def optical_flow(clip: Tensor) -> tuple[Tensor, Tensor]:
         ImportError: OpenCV is not installed.
         ValueError: The shape is not that of a clip, there is a single frame, or frames are too small.
     """
-    try:
-        import cv2
-    except ImportError:
-        raise ImportError(
-            "optical flow needs OpenCV, which is not installed; pip install 'flashvideo[evaluate]'"
-        ) from None
+    cv2 = load_opencv()
     clip = check_frames("clip", clip, clip=True)
     if clip.ndim != 4 or len(clip) < 2 or min(clip.shape[-2:]) < LEAST_SIZE:
         raise ValueError(
@@ -56,8 +61,7 @@ def optical_flow(clip: Tensor) -> tuple[Tensor, Tensor]:
     frames = [_levels(frame) for frame in clip]
 
     def flow(now: np.ndarray, after: np.ndarray) -> Tensor:
-        # OpenCV's annotations leave out that None means no first guess.
-        found = search.calc(now, after, None)  # type: ignore[call-overload]
+        found = search.calc(now, after, None)  # no first guess
         return torch.from_numpy(np.asarray(found)).permute(2, 0, 1)  # (2, H, W)
 
     pairs = list(itertools.pairwise(frames))

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flashvideo.evaluation.extras import import_extra
+
 COLUMNS = 4
 """Most panels beside one another."""
 
@@ -54,13 +56,7 @@ def new_axes(
     Raises:
         ImportError: If matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError(
-            "plots need matplotlib, which is not installed; pip install 'flashvideo[evaluate]'"
-        ) from None
-
+    matplotlib = import_extra("matplotlib", "plots need it", extra="evaluate")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

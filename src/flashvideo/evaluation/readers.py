@@ -22,9 +22,13 @@ from flashvideo.video import resize_video
 READ_HEIGHT = 96
 NOTHING = "nothing"
 """What a reader says when it recognises none of its words."""
+LEAST_FRAMES = 3
+"""Of a clip whose motion is read."""
 _GRID, _SPAN = 36, 3.0
 _NUM_RAYS = 72
-_RIM = 3  # pixels
+_RIM, _BORDER = 3, 12  # pixels
+_LEAST_PAN = 0.04
+"""Frame heights; a pan of the world is 0.08 at least."""
 # Of two objects' centres, in frame heights.
 _BESIDE, _APART = 0.55, 0.36
 _LEAST_OF_TWO = 0.012
@@ -110,6 +114,31 @@ def read_things(clip: Tensor) -> tuple[ThingReading, ...]:
         found.append(ThingReading(color=color, shape=read_shape(masks), x=float(x), y=float(y)))
         free &= ~_grown(masks)
     return tuple(found)
+
+
+def read_pan(clip: Tensor) -> str:
+    """Where the camera pans to, from how the background moves along the upper and lower border.
+
+    Least squares of the brightness constancy ``dI/dx v + dI/dt = 0`` between neighbouring frames give the shift
+    (Lucas and Kanade, 1981).
+
+    Args:
+        clip: (F, 3, H, W) in [-1, 1], any size of the world's aspect, at least three frames.
+
+    Returns:
+        "left", "right", or `NOTHING` where it stands.
+
+    Raises:
+        ValueError: if the clip does not have that shape.
+    """
+    levels = _small(clip).mean(-1)  # (F, 96, w)
+    border = np.concatenate((levels[:, :_BORDER], levels[:, -_BORDER:]), axis=1)
+    across = np.gradient((border[1:] + border[:-1]) / 2, axis=2)
+    shifts = -(across * np.diff(border, axis=0)).sum((1, 2)) / np.maximum((across**2).sum((1, 2)), 1e-6)
+    moved = float(shifts.sum()) / READ_HEIGHT  # of the background, in frame heights
+    if abs(moved) < _LEAST_PAN:
+        return NOTHING
+    return "left" if moved > 0 else "right"
 
 
 def agreement(reading: ClipReading, scene: Scene) -> dict[str, bool]:
@@ -322,7 +351,7 @@ def read_motion(masks: Array) -> str:
     """What the object does, from the course of its centre, its area and its outline's turn; masks (F, H, W)."""
     course = np.array([_moments(m) for m in masks])
     course = course[course[:, 0] > 0.35 * np.median(course[:, 0])]
-    if len(course) < max(3, len(masks) // 2):
+    if len(course) < max(LEAST_FRAMES, len(masks) // 2):
         return NOTHING
     area, y, x = course.T
     time = np.linspace(0, 1, len(y))

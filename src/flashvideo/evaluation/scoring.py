@@ -1,24 +1,26 @@
-"""Scores of folders of videos: every system's videos with the same measures, one record per video, kept as they come.
+"""Scores of folders of videos: every system's videos with the same measures, kept as they come.
 
-A record names what it was computed from by a hash: of the video, of what it was compared with, of its prompt and of the
-measures. So a stopped run continues, a changed file is scored again, and nothing of other settings is ever mixed in.
+A record names what it was computed from by a hash: of the video, of what it was compared with and of its prompt; each
+of its numbers is known by its measure and by what else that depends on. So a stopped run continues, a changed file is
+scored again, a measure that is added costs itself alone, and nothing of other settings is ever mixed in.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from flashvideo import __version__
-from flashvideo.evaluation.dover import COLUMNS, dover_scores
+from flashvideo.evaluation.dover import COLUMNS, dover_scores, dover_version
 from flashvideo.evaluation.folders import VideoFile, check_one_setting, find_videos, match
-from flashvideo.evaluation.measures import MOST_FRAMES, Measure, Subject, score
+from flashvideo.evaluation.measures import MOST_FRAMES, Column, Measure, Subject, score
 from flashvideo.evaluation.records import append_record, read_records
 from flashvideo.evaluation.summary import Record
 from flashvideo.evaluation.upscalers import CLASSICAL, upscale_folder
@@ -67,8 +69,8 @@ class Known:
     sources: Mapping[str, VideoFile] | None = None
     """What the videos were made from."""
 
-    prompts: Mapping[str, str] | None = None
-    """What they shall show; a video's own note if None."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What they shall show, as far as that is known."""
 
     @classmethod
     def read(
@@ -85,7 +87,7 @@ class Known:
             systems: The systems.
             references: Folder of truths.
             sources: Folder of what the videos were made from.
-            prompts: By name.
+            prompts: By name; if None, what the videos themselves note, or those of the same name.
 
         Returns:
             The files.
@@ -100,16 +102,13 @@ class Known:
                 f"there are no prompts for {len(missing)} of {len(names)} videos, such as {missing[0]}; "
                 "prompts belong to videos by their names without suffix"
             )
+        found = None if sources is None else match(names, sources, what="input")
+        noted = [system.videos for system in systems] + ([found] if found is not None else [])
         return cls(
             references=None if references is None else match(names, references, what="reference"),
-            sources=None if sources is None else match(names, sources, what="input"),
-            prompts=prompts,
+            sources=found,
+            prompts=noted_prompts(noted) if prompts is None else prompts,
         )
-
-    def prompt(self, video: VideoFile) -> str | None:
-        """Returns the prompt of a video: the given one, else its own note's."""
-        found = video.note().get("prompt") if self.prompts is None else self.prompts[video.name]
-        return found if isinstance(found, str) else None
 
     def subject(self, video: VideoFile) -> Subject:
         """Reads a video with all that is known of it.
@@ -121,22 +120,41 @@ class Known:
             frames=video.read(),
             reference=None if self.references is None else self.references[video.name].read(),
             source=None if self.sources is None else self.sources[video.name].read(),
-            prompt=self.prompt(video),
+            prompt=self.prompts.get(video.name),
         )
 
-    def fingerprint(self, video: VideoFile, measures: Sequence[Measure]) -> str:
-        """Returns a hash of all that a video's scores depend on."""
+    def fingerprint(self, video: VideoFile) -> str:
+        """Returns a hash of all that a video's scores depend on, but the measures."""
         parts = {
             "video": video.digest(),
             "reference": None if self.references is None else self.references[video.name].digest(),
             "source": None if self.sources is None else self.sources[video.name].digest(),
-            "prompt": self.prompt(video),
-            "measures": [measure.name + measure.variant for measure in measures],
+            "prompt": self.prompts.get(video.name),
             "frames": MOST_FRAMES,
             "version": __version__,
         }
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
+
+def noted_prompts(folders: Iterable[Mapping[str, VideoFile]]) -> dict[str, str]:
+    """Collects the prompts that videos note, by name: a video without a note has that of its namesakes.
+
+    Raises:
+        ValueError: If two of one name note different prompts.
+    """
+    prompts: dict[str, str] = {}
+    for videos in folders:
+        for name, video in videos.items():
+            prompt = video.note().get("prompt")
+            if isinstance(prompt, str) and prompts.setdefault(name, prompt) != prompt:
+                raise ValueError(
+                    f"the videos called {name} note two prompts, {prompts[name]!r} and {prompt!r}; videos of one name "
+                    "must show the same, so rename one"
+                )
+    return prompts
+
+
+C = TypeVar("C", bound=Column)
 
 Scores = Mapping[str, Mapping[str, Record]]
 """Numbers by label of the system, name of the video, and name of the measure."""
@@ -165,22 +183,19 @@ def score_systems(
     Raises:
         ValueError: If a video cannot be scored; those before it are kept.
     """
-    done = {record["fingerprint"]: record["scores"] for record in read_records(records)}
+    kept = _KeptScores(records)
     scores: dict[str, dict[str, Record]] = {system.label: {} for system in systems}
     todo = [(system.label, video) for system in systems for video in system.videos.values()]
     for label, video in tqdm(todo, desc="scoring", unit="video", disable=not progress):
-        fingerprint = known.fingerprint(video, measures)
-        if fingerprint not in done:
+        fingerprint = known.fingerprint(video)
+        missing = kept.missing(fingerprint, measures)
+        if missing:
             try:
-                numbers = score(known.subject(video), measures)
+                numbers = score(known.subject(video), missing)
             except ValueError as error:
                 raise ValueError(f"{video.name} of {label}: {error}") from None
-            done[fingerprint] = numbers
-            append_record(
-                records,
-                {"system": label, "video": video.name, "fingerprint": fingerprint, "scores": numbers},
-            )
-        scores[label][video.name] = done[fingerprint]
+            kept.add(fingerprint, missing, numbers, about={"system": label, "video": video.name})
+        scores[label][video.name] = kept.numbers(fingerprint, measures)
     return scores
 
 
@@ -200,26 +215,59 @@ def score_with_dover(
         Numbers of the columns `flashvideo.evaluation.dover.COLUMNS`.
 
     Raises:
-        ValueError: If a video is pictures, or DOVER fails.
+        ValueError: If a video is pictures, or DOVER fails, or cannot read a video; what it scored is kept.
     """
-    done = {record["fingerprint"]: record["scores"] for record in read_records(records)}
+    for system in systems:
+        check_video_files("DOVER", system.label, system.videos.values())
+    kept, version = _KeptScores(records), dover_version(repository)
+    columns = [dataclasses.replace(column, variant=version) for column in COLUMNS]
     scores: dict[str, dict[str, Record]] = {}
     for system in systems:
-        _check_video_files(system.videos.values(), f"DOVER, and {system.label}")
         digests = {name: video.digest() for name, video in system.videos.items()}
-        missing = [name for name, digest in digests.items() if digest not in done]
-        if missing:
-            paths = [system.videos[name].paths[0] for name in missing]
-            found = dover_scores(paths, python=python, repository=repository, device=device)
-            for name in missing:
-                numbers = {column.name: found[name][column.name.removeprefix("dover_")] for column in COLUMNS}
-                done[digests[name]] = numbers
-                append_record(
-                    records,
-                    {"system": system.label, "video": name, "fingerprint": digests[name], "scores": numbers},
-                )
-        scores[system.label] = {name: done[digest] for name, digest in digests.items()}
+        missing = [name for name, digest in digests.items() if kept.missing(digest, columns)]
+        paths = [system.videos[name].paths[0] for name in missing]
+        found = dover_scores(paths, python=python, repository=repository, device=device) if paths else {}
+        for name in missing:
+            if name in found:
+                about = {"system": system.label, "video": name}
+                kept.add(digests[name], columns, found[name], about=about)
+        unread = [name for name in missing if name not in found]
+        if unread:
+            raise ValueError(
+                f"DOVER could not read {', '.join(unread)} of {system.label}; write them anew as H.264, or leave them "
+                "out"
+            )
+        scores[system.label] = {name: kept.numbers(digest, columns) for name, digest in digests.items()}
     return scores
+
+
+class _KeptScores:
+    """Numbers in a file of records, each known by a fingerprint, its measure's name and its variant."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, dict[str, float | None]] = {}
+        for record in read_records(path):
+            self._found.setdefault(record["fingerprint"], {}).update(record["scores"])
+
+    def missing(self, fingerprint: str, columns: Sequence[C]) -> list[C]:
+        """Returns those columns of which nothing is kept."""
+        found = self._found.get(fingerprint, {})
+        return [column for column in columns if column.key not in found]
+
+    def add(
+        self, fingerprint: str, columns: Sequence[Column], numbers: Record, *, about: Mapping[str, str]
+    ) -> None:
+        """Keeps numbers, and of columns without one that they have none."""
+        scores = {column.key: numbers.get(column.name) for column in columns}
+        append_record(self.path, {**about, "fingerprint": fingerprint, "scores": scores})
+        self._found.setdefault(fingerprint, {}).update(scores)
+
+    def numbers(self, fingerprint: str, columns: Sequence[Column]) -> dict[str, float]:
+        """Returns the numbers of columns that have one, by name."""
+        found = self._found.get(fingerprint, {})
+        numbers = {column.name: found.get(column.key) for column in columns}
+        return {name: number for name, number in numbers.items() if number is not None}
 
 
 def merged(one: Scores, other: Scores) -> Scores:
@@ -250,19 +298,29 @@ def upscale_inputs(system: System, known: Known, method: str, folder: Path, *, d
     if known.sources is None:
         raise ValueError("an upscaler needs what the videos were made from; give their inputs")
     sources = {name: known.sources[name] for name in system.videos}
-    _check_video_files(sources.values(), "an upscaler, and the inputs")
+    check_video_files("an upscaler", "the inputs", sources.values())
     sizes = {sources[name].paths[0]: video.size for name, video in system.videos.items()}
     outputs = upscale_folder(list(sizes), folder, lambda path: sizes[path], method, device=device)
     return System(
-        label=method if method in CLASSICAL else Path(method).stem,
+        label=upscaler_label(method),
         videos={path.stem: VideoFile(name=path.stem, paths=(path,)) for path in outputs},
         setting={"upscaler": Path(method).name},
     )
 
 
-def _check_video_files(videos: Iterable[VideoFile], what: str) -> None:
+def upscaler_label(method: str) -> str:
+    """Returns how the system of an upscaler is called: by the method, or by the name of its file."""
+    return method if method in CLASSICAL else Path(method).stem
+
+
+def check_video_files(reader: str, label: str, videos: Iterable[VideoFile]) -> None:
+    """Checks that videos are video files.
+
+    Raises:
+        ValueError: If one is pictures.
+    """
     for video in videos:
         if not video.is_video:
             raise ValueError(
-                f"video files are needed for {what} have pictures: {video.name}; write them as mp4"
+                f"{reader} takes video files, but {video.name} of {label} is pictures; write it as mp4"
             )

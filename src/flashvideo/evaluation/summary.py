@@ -70,7 +70,7 @@ class Difference:
     """So many videos have both numbers."""
 
     p_value: float
-    """How likely equally good systems differ so much: by McNemar's exact test for shares, else by the sign-flip test."""
+    """How likely equally good systems differ so much, by McNemar's exact test for shares, else the sign-flip test."""
 
     @property
     def is_clear(self) -> bool:

@@ -7,7 +7,6 @@ Shapes: F frames, H and W height and width of the output, h and w of the input.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from flashvideo.evaluation.extras import first_line, import_extra
+from flashvideo.evaluation.folders import content_digest
 from flashvideo.video import iter_frames, probe_video, resize_video, write_video
 
 CLASSICAL = ("bilinear", "bicubic", "lanczos")
@@ -87,13 +88,13 @@ def upscale_folder(
     *,
     device: str | torch.device = "cpu",
 ) -> list[Path]:
-    """Enlarges video files into a folder, under the same names; those that are there already are not made again.
+    """Enlarges video files into a folder, as mp4 under the same names; those that are there are not made again.
 
-    A file appears when it is whole, and notes what made it, so that two methods are never mixed in one folder. One
+    A file appears when it is whole, and notes what made it of which input, so that nothing is mixed in one folder. One
     frame is in memory at a time.
 
     Args:
-        inputs: Video files (.mp4, .mov, .mkv, .webm), no two of one name.
+        inputs: Video files, no two of one name without suffix.
         output_folder: Made if it is missing.
         size_of: From an input to the height and width of its output.
         method: As for `load_upscaler`.
@@ -108,12 +109,13 @@ def upscale_folder(
             was made otherwise or in another size, or a video cannot be read or written.
     """
     output_folder = Path(output_folder)
-    outputs = [output_folder / Path(path).name for path in inputs]
+    outputs = [output_folder / f"{Path(path).stem}.mp4" for path in inputs]
     _check_outputs(inputs, outputs)
-    upscaler, note = load_upscaler(method, device=device), _describe(method)
+    upscaler, how = load_upscaler(method, device=device), _describe(method)
     output_folder.mkdir(parents=True, exist_ok=True)
     for path, output in zip(inputs, outputs, strict=True):
         height, width = size_of(path)
+        note = f"{how} of {content_digest(path)}"
         if output.exists():
             _check_made_alike(output, note, height, width)
             continue
@@ -143,21 +145,11 @@ def _load_network(path: Path, device: torch.device) -> Upscaler:
         raise ValueError(
             f"{str(path)!r} is neither one of {', '.join(CLASSICAL)} nor a file; check the name of the weights"
         )
-    try:
-        import spandrel
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torchvision raises the latter beside another build of torch
-        missing = isinstance(error, ImportError) and error.name == "spandrel"
-        reason = "is not installed" if missing else f"cannot be imported ({error})"
-        raise ImportError(
-            f"an upscaling network needs spandrel, which {reason}; pip install 'flashvideo[upscale]'"
-        ) from None
+    spandrel = import_extra("spandrel", "an upscaling network needs it", extra="upscale")
     try:
         network = spandrel.ModelLoader(device=device).load_from_file(path)
     except Exception as error:  # spandrel lets through what torch, pickle and the architectures raise
-        raise ValueError(f"{path} holds no network that spandrel can read: {_first_line(error)}") from None
+        raise ValueError(f"{path} holds no network that spandrel can read: {first_line(error)}") from None
     if not isinstance(network, spandrel.ImageModelDescriptor) or network.scale < 2:
         raise ValueError(
             f"{path} holds {network.architecture.name}, which does not enlarge images; give another file"
@@ -180,17 +172,11 @@ def _as_pictures(frames: Tensor, device: torch.device) -> Iterator[Tensor]:
         yield ((frame[None].float().to(device) + 1) / 2).clamp(0, 1)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _describe(method: str | os.PathLike[str]) -> str:
     """A method's name; of weights the file's name and the start of its SHA-256."""
     if method in CLASSICAL:
         return str(method)
-    with Path(method).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{Path(method).name} {digest[:16]}"
+    return f"{Path(method).name} {content_digest(Path(method))}"
 
 
 def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -71,7 +72,13 @@ class Pristine:
         Raises:
             ValueError: If it holds no such arrays.
         """
-        with np.load(path, allow_pickle=False) as arrays:
+        try:
+            archive = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path} is no NumPy archive ({error}); expected an .npz file") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} holds a single array, expected an .npz file with mean and covariance")
+        with archive as arrays:
             names = _PUBLISHED_NAMES if "mu_pris_param" in arrays.files else ("mean", "covariance")
             shapes = {name: arrays[name].shape for name in arrays.files}
             if math.prod(shapes.get(names[0], ())) != 36 or shapes.get(names[1]) != (36, 36):

@@ -90,7 +90,7 @@ def _player(name: str, systems: Sequence[System], known: Known) -> Mapping[str, 
         columns.append(("reference", known.references[name]))
     return {
         "name": name,
-        "prompt": known.prompt(systems[0].videos[name]),
+        "prompt": known.prompts.get(name),
         "videos": [(label, _embedded(video)) for label, video in columns],
     }
 
