@@ -52,7 +52,7 @@ def test_prompts_are_read_from_text_csv_and_json_lines(tmp_path, name, text, exp
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("p.doc", b"a", "must be a .txt, .csv or .jsonl file"),
+        ("p.doc", b"a", "must be a .txt or .csv or .jsonl file"),
         ("p.txt", None, "does not exist"),
         ("p.txt", b"\n", "has no prompts"),
         ("p.txt", b"\xff\xfe\xff", "is not UTF-8 text"),

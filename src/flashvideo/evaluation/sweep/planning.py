@@ -65,7 +65,7 @@ class Sweep:
             "preview_only": self.preview_only,
             "num_frames": self.num_frames,
             "consistency": self.consistency,
-            "measures": [f"{measure.name} {measure.variant}".strip() for measure in self.measures],
+            "measures": [measure.key for measure in self.measures],
         }
 
 
