@@ -1,6 +1,6 @@
 """Where a sweep keeps results and previews, and how results are written.
 
-videos/<setting>/<item>-seed<seed>.mp4     a folder of one setting is a system for `flashvideo evaluate`
+videos/<setting>/seed<seed>/<item>.mp4     a folder of one seed is a system for `flashvideo evaluate`
 previews/<item>-seed<seed>-<hash>          latents and what they cost, without suffix
 """
 
@@ -53,7 +53,7 @@ def keep_video(
     if item.video is not None:
         rate = item.video.frame_rate
     note = generation_metadata(model=model, version=__version__, seed=seed, prompt=item.prompt, **made.about)
-    path = setting_folder(folder / "videos", sweep, setting) / f"{file_name(item.name)}-seed{seed}.mp4"
+    path = setting_folder(folder / "videos", sweep, setting) / f"seed{seed}" / f"{file_name(item.name)}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, made.frames, frame_rate=rate, metadata=note)
     return path.relative_to(folder).as_posix()
