@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import sys
 
 import pytest
 from PIL import Image
 
 from flashvideo.evaluation.measures import MEASURES
+from flashvideo.evaluation.records import append_record
 from flashvideo.evaluation.sweep.files import Cost, Run
 from flashvideo.evaluation.sweep.grid import AXES, make_grid
 from flashvideo.evaluation.sweep.plots import lines_over, place_labels, write_plots
+from flashvideo.evaluation.sweep.report import main
 from flashvideo.evaluation.sweep.summary import (
     are_uneven,
     as_markdown,
@@ -220,3 +223,16 @@ def test_labels_cover_neither_one_another_nor_points():
     dots = [plot.transData.transform(point) for point in points]
     assert not any(box.contains(*dot) for box in boxes for dot in dots)
     pyplot.close(figure)
+
+
+def test_a_sweep_is_summed_up_once_more_with_some_measures(tmp_path, monkeypatch):
+    settings = make_grid({"size": ["640x384"], "detail_steps": [1, 8]})
+    for index, one in enumerate(settings):
+        append_record(tmp_path / "runs.jsonl", run(one, index).as_dict())
+    words = ["report", str(tmp_path), "--measures", "psnr", "--output", str(tmp_path / "some")]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    text = (tmp_path / "some" / "summary.md").read_text()
+    assert "PSNR" in text
+    assert "GMSD" not in text
+    assert (tmp_path / "some" / "axis_detail_steps.png").exists()
