@@ -476,8 +476,8 @@ def test_more_videos_than_were_asked_for_are_refused(judge, evaluate, info, refu
 def test_videos_of_different_settings_are_not_judged_together(judge, flashvideo, tmp_path):
     video = tmp_path / "out" / "videos" / COLOR[0]
     flashvideo("generate", "a circle", "-o", video, *SMALL)
-    sentence = f"made with software none, and {COLOR[0]} with flashvideo, and settings are never mixed"
-    assert sentence in judge("--dimensions", "color").err
+    error = judge("--dimensions", "color").err
+    assert f"mixes settings: {COLOR[1]} and {COLOR[0]} differ in model" in error
 
 
 def test_a_strange_file_among_the_videos_is_named(judge, tmp_path):

@@ -258,11 +258,11 @@ def make_or_check(
         ValueError: If videos are missing or too many, or made with different settings.
     """
     from flashvideo.cli.vbench_videos import (
-        check_all_alike,
         check_no_more,
         make_videos,
         tells_capitals_apart,
     )
+    from flashvideo.evaluation.folders import VideoFile, check_one_setting
     from flashvideo.evaluation.vbench.prompts import check_distinct_names
 
     if arguments.no_generate:
@@ -273,7 +273,8 @@ def make_or_check(
                 "fewer with --dimensions, --samples or --flicker-samples"
             )
         check_no_more(videos, folder)
-        return 0, check_all_alike([folder / video.name for video in videos])
+        found = {video.name: VideoFile(name=video.name, paths=(folder / video.name,)) for video in videos}
+        return 0, check_one_setting(found, folder).get("model")
     folder.mkdir(parents=True, exist_ok=True)
     check_no_more(videos, folder)
     check_distinct_names(videos, case_matters=tells_capitals_apart(folder))

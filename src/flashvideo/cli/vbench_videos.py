@@ -136,32 +136,6 @@ def check_made_so(path: Path, expected: Mapping[str, Any]) -> None:
         )
 
 
-def check_all_alike(paths: Sequence[Path]) -> str | None:
-    """Checks that videos differ in nothing but prompt and seed; those that say nothing are alike.
-
-    Returns:
-        The name of their model; None if they say nothing.
-
-    Raises:
-        ValueError: If two are not alike.
-    """
-    from flashvideo.video import read_metadata
-
-    def settings(path: Path) -> dict[str, Any]:
-        note = dict(flatten(read_metadata(path)))
-        return {name: value for name, value in note.items() if name not in ("prompt", "seed")}
-
-    first = settings(paths[0])
-    for path in paths[1:]:
-        if difference := first_difference(settings(path), first):
-            name, was, other = difference
-            raise ValueError(
-                f"{path} was made with {name} {was}, and {paths[0].name} with {other}, and settings are never mixed; "
-                "keep videos of one kind"
-            )
-    return first.get("model")
-
-
 def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Returns name and both values of the first that differs, `"none"` for one that is not there; None if none does."""
     for name in {**wanted, **found}:

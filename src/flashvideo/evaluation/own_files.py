@@ -12,17 +12,16 @@ Shapes: clips (F, 3, H, W) in [-1, 1].
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from flashvideo.evaluation.folders import PICTURE_SUFFIXES, read_picture
 from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_ratio
+from flashvideo.evaluation.records import write_json
 from flashvideo.evaluation.suite import Record, clip_psnr, compare
 from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.loading import load_pipeline
@@ -34,16 +33,12 @@ from flashvideo.video import contact_sheet, read_video, resize_video, save_image
 VAE_WIDTH = 640
 STILL_FRAMES = 5
 """A still is enhanced as a short clip in which nothing moves: the models know clips."""
-STILL_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def read_still(path: Path, *, right_half: bool = False) -> Tensor:
     """A picture as a clip of one frame; `right_half` keeps that half, of pictures that show two side by side."""
-    with Image.open(path) as image:
-        levels = np.asarray(image.convert("RGB"))
-    if right_half:
-        levels = levels[:, levels.shape[1] // 2 :]
-    return torch.from_numpy(levels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    frame = read_picture(path)
+    return frame[None, ..., frame.shape[-1] // 2 :] if right_half else frame[None]
 
 
 def fit(clip: Tensor, width: int, multiple: int) -> Tensor:
@@ -110,7 +105,7 @@ def still_figures(pipeline: FlashVideoPipeline, still: Tensor) -> tuple[Record, 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure a model on videos and stills of one's own.")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="videos, or stills: .jpg, .png")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="videos, or stills")
     parser.add_argument("--model", default="nano", help="nano, or a model folder")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--pictures", type=Path, help="folder for frames to look at")
@@ -126,14 +121,14 @@ def main() -> None:
     records = {}
     for path in tqdm(arguments.files):
         with torch.no_grad():
-            if path.suffix.lower() in STILL_SUFFIXES:
+            if path.suffix.lower() in PICTURE_SUFFIXES:
                 still = read_still(path, right_half=arguments.right_half)
                 record, frames = still_figures(pipeline, still)
             else:
                 num_frames = arguments.frames or pipeline.preset.stage1.num_frames
                 record, frames = video_figures(pipeline, read_video(path, num_frames=num_frames).frames)
         records[path.name] = record
-        arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+        write_json(arguments.output, records)
         if arguments.pictures:
             arguments.pictures.mkdir(parents=True, exist_ok=True)
             sheet = contact_sheet(frames, columns=len(frames))
