@@ -93,7 +93,7 @@ def _start(device: torch.device) -> int | None:
     _trim()
     try:
         _RESET.write_text("5")  # VmHWM starts anew
-    except OSError:  # a sandbox may forbid it, and the mark would be of earlier work
+    except OSError:  # a container may forbid it, and the mark would be of earlier work
         return None
     return _process_bytes("VmRSS")
 
