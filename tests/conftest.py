@@ -1,6 +1,7 @@
 """Toy models: the real classes, small enough that a test takes a moment."""
 
 import dataclasses
+import gc
 import http.server
 import importlib.util
 import io
@@ -32,6 +33,16 @@ from flashvideo.text import build_word_tokenizer
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports():
+    """Leaves what the imports made out of garbage collections, of which measurements of memory do many."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 TINY_VAE = {
     "block_out_channels": (8, 8, 8),  # three levels: 4 times smaller in space, as nano's
