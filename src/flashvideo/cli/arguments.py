@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from flashvideo.pipelines.sizes import named_size
+from flashvideo.pipelines.sizes import REFERENCE, named_size
 from flashvideo.presets import NANO, RELEASED_REPOSITORY, TEXT_ENCODER_REPOSITORY
 
 logger = logging.getLogger(__name__)
@@ -160,6 +160,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="float32, bfloat16 or float16 (default: bfloat16 where a short probe finds it faster, else float32)",
     )
+
+
+def add_reference_size(parser: argparse._ActionsContainer) -> None:
+    """Adds `--size`, the model's own where it is not given, and `--portrait`."""
+    parser.add_argument(
+        "--size",
+        type=size,
+        default=REFERENCE,
+        metavar="SIZE",
+        help="size of the final video, as in `generate` (default: the model's own)",
+    )
+    parser.add_argument("--portrait", action="store_true", help="upright, for a size by name")
 
 
 def add_vram(parser: argparse._ActionsContainer) -> None:

@@ -17,7 +17,7 @@ from flashvideo.cli.messages import progress_is_shown
 from flashvideo.cli.model import quiet_libraries, use_threads
 from flashvideo.cli.plan import read_configs
 from flashvideo.cli.results import Result
-from flashvideo.pipelines.sizes import REFERENCE, named_size
+from flashvideo.pipelines.sizes import named_size
 from flashvideo.presets import FLASHVIDEO, NANO
 
 if TYPE_CHECKING:
@@ -54,14 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="random weights in the shape of this model, which is not loaded: its folder, or "
         f"{FLASHVIDEO.name}; speed and memory do not depend on weights",
     )
-    parser.add_argument(
-        "--size",
-        type=shared.size,
-        default=REFERENCE,
-        metavar="SIZE",
-        help="size of the video, as in `generate` (default: the model's own)",
-    )
-    parser.add_argument("--portrait", action="store_true", help="upright, for a size by name")
+    shared.add_reference_size(parser)
     parser.add_argument(
         "--frames", type=shared.whole_number(), metavar="N", help="number of frames (default: the model's)"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.results import Result
-from flashvideo.pipelines.sizes import REFERENCE, enlarged_size, named_size, preview_size
+from flashvideo.pipelines.sizes import enlarged_size, named_size, preview_size
 from flashvideo.presets import FLASHVIDEO, RELEASED_REPOSITORY
 
 if TYPE_CHECKING:
@@ -30,14 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME|DIR",
         help="a model's name, or its folder (default: %(default)s, the released model)",
     )
-    parser.add_argument(
-        "--size",
-        type=shared.size,
-        default=REFERENCE,
-        metavar="SIZE",
-        help="size of the final video, as in `generate` (default: the model's own)",
-    )
-    parser.add_argument("--portrait", action="store_true", help="upright, for a size by name")
+    shared.add_reference_size(parser)
     parser.add_argument("--frames", type=shared.whole_number(), metavar="N", help="number of frames")
     shared.add_vram(parser)
     shared.add_weights(parser)

@@ -7,6 +7,7 @@ Shapes: F frames of H x W pixels in [-1, 1].
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -87,8 +88,9 @@ class VideoFile:
         """Returns what the file says about its making; empty for pictures and files of others."""
         return read_metadata(self.paths[0]) if self.is_video else {}
 
+    @functools.cached_property
     def digest(self) -> str:
-        """Returns a hash of the content."""
+        """A hash of the content, as it was when first asked for: each file is read once, however many need it."""
         total = hashlib.sha256()
         for path in self.paths:
             with path.open("rb") as file:

@@ -126,9 +126,9 @@ class Known:
     def fingerprint(self, video: VideoFile) -> str:
         """Returns a hash of all that a video's scores depend on, but the measures."""
         parts = {
-            "video": video.digest(),
-            "reference": None if self.references is None else self.references[video.name].digest(),
-            "source": None if self.sources is None else self.sources[video.name].digest(),
+            "video": video.digest,
+            "reference": None if self.references is None else self.references[video.name].digest,
+            "source": None if self.sources is None else self.sources[video.name].digest,
             "prompt": self.prompts.get(video.name),
             "frames": MOST_FRAMES,
             "version": __version__,
@@ -223,7 +223,7 @@ def score_with_dover(
     columns = [dataclasses.replace(column, variant=version) for column in COLUMNS]
     scores: dict[str, dict[str, Record]] = {}
     for system in systems:
-        digests = {name: video.digest() for name, video in system.videos.items()}
+        digests = {name: video.digest for name, video in system.videos.items()}
         missing = [name for name, digest in digests.items() if kept.missing(digest, columns)]
         paths = [system.videos[name].paths[0] for name in missing]
         found = dover_scores(paths, python=python, repository=repository, device=device) if paths else {}

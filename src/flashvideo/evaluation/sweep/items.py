@@ -46,7 +46,7 @@ class Item:
         about: dict[str, Any] = {"name": self.name, "prompt": self.prompt}
         for name, file in (("video", self.video), ("reference", self.reference)):
             if file is not None:
-                about[name] = file.digest()
+                about[name] = file.digest
         return about
 
 
