@@ -92,7 +92,7 @@ class Recipe:
         weight_decay, max_grad_norm: as in AdamW; gradient norm is clipped.
         ema_decay: of the exponential moving average of the weights, which is what is saved and validated; 0 keeps none.
         bf16: autocast to bfloat16.
-        compile: fuse the transformer's blocks by torch.compile, which needs a C++ compiler; saves a quarter of the time.
+        compile: fuse the transformer's blocks by torch.compile, for a quarter less time; needs a C++ compiler.
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations: less memory,
             about a third more time.
         sharding: how several processes share the model: "ddp", a copy each, or "fsdp", a part each (FSDP2).
