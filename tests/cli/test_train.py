@@ -109,7 +109,7 @@ def test_each_task_is_built_by_its_own_class():
     [
         (["missing.yaml"], "recipe must be a YAML file"),
         (["recipe.yaml", "taks=vae"], "unknown key 'taks' in the recipe; did you mean 'task'"),
-        (["recipe.yaml", "task=film"], "task must be one of vae, stage1, stage2, got 'film'"),
+        (["recipe.yaml", "task=film"], "task must be one of vae, stage1, stage2, preference, got 'film'"),
         (["recipe.yaml", "output=recipe.yaml/runs"], "output recipe.yaml/runs cannot be written"),
         (["recipe.yaml", "--device", "toaster"], "device must be one of"),
         (

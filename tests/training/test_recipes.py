@@ -45,7 +45,7 @@ def test_crops_of_stage_2_are_pairs() -> None:
     ("changes", "message"),
     [
         ({"sede": 1}, "did you mean 'seed'"),
-        ({"task": "vea"}, "task must be one of vae, stage1, stage2, got 'vea'"),
+        ({"task": "vea"}, "task must be one of vae, stage1, stage2, preference, got 'vea'"),
         ({"seed": "one"}, "seed must be of type int, got 'one'"),
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, adamw8bit, adafactor, muon, got 'sgd'"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),

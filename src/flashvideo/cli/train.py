@@ -23,6 +23,7 @@ _TASKS = {
     "vae": ("flashvideo.training.vae", "VAETask"),
     "stage1": ("flashvideo.training.stage1", "Stage1Task"),
     "stage2": ("flashvideo.training.stage2", "Stage2Task"),
+    "preference": ("flashvideo.training.preference", "PreferenceTask"),
 }
 
 

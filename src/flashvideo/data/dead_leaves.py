@@ -33,8 +33,8 @@ def _distance(rng: np.random.Generator, u: Array, v: Array) -> Array:
     if kind == 5:  # a twig: a bent line, tapering
         bend, wave_length = rng.uniform(-0.5, 0.5), rng.uniform(1.5, 6.0)
         course = bend * (u * u - 0.4) + 0.1 * np.sin(wave_length * u + rng.uniform(0, 6.28))
-        width = rng.uniform(0.02, 0.09) * (1.15 - 0.5 * u)
-        return np.maximum(np.abs(v - course) - width, np.abs(u) - 0.95)
+        taper = rng.uniform(0.02, 0.09) * (1.15 - 0.5 * u)
+        return np.maximum(np.abs(v - course) - taper, np.abs(u) - 0.95)
     if kind == 1:
         return np.maximum(np.abs(u), np.abs(v) * rng.uniform(1, 4)) - 0.9
     if kind == 2:

@@ -193,13 +193,70 @@ class Stage2Recipe(Recipe):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreferencePhase(Phase):
+    """A phase of preference alignment; `batch` counts pairs, and `frames` are those of the candidates.
+
+    Attributes:
+        density: exponent of Stage I's timestep density, as in `Stage1Phase`.
+    """
+
+    density: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceRecipe(Recipe):
+    """Alignment of one stage with preferences, from a model folder and candidates with scores.
+
+    Attributes:
+        stage: which stage learns, "stage1" or "stage2".
+        pairs: folder of candidates that `flashvideo pairs` made.
+        phases: in order.
+        method: "dpo", direct preference optimisation, or "finetune", on the better ones alone.
+        beta: how strongly a preference outweighs staying near the reference. Errors are means over all elements of
+            the latents, so it is large.
+        better_weight: of the better videos' own error, which keeps a preference from being met by making both worse.
+        least_margin: by how much scores must differ to make a pair.
+        held_out: share of pairs kept for validation.
+        sampler_steps: at Stage I compare only at the timesteps of a sampler of so many steps; 0 for all.
+    """
+
+    stage: str
+    pairs: str
+    phases: tuple[PreferencePhase, ...]
+    method: str = "dpo"
+    beta: float = 2000.0
+    better_weight: float = 0.0
+    least_margin: float = 0.0
+    held_out: float = 0.1
+    sampler_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("stage", ("stage1", "stage2")), ("method", ("dpo", "finetune"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not self.start:
+            raise ValueError("preference alignment needs 'start', the model folder to align, got none")
+        if self.beta <= 0 or not 0 < self.held_out < 1:
+            raise ValueError(
+                f"beta must be positive and held_out between 0 and 1, got {self.beta} and {self.held_out}"
+            )
+
+
 def _check_one_origin(start: str, arguments: dict[str, Any], name: str) -> None:
     if bool(start) == bool(arguments):
         got = "both" if start else "neither"
         raise ValueError(f"the recipe must give either start or {name!r}, got {got}")
 
 
-RECIPES: dict[str, type[Recipe]] = {"vae": VAERecipe, "stage1": Stage1Recipe, "stage2": Stage2Recipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "vae": VAERecipe,
+    "stage1": Stage1Recipe,
+    "stage2": Stage2Recipe,
+    "preference": PreferenceRecipe,
+}
+"""By the recipe's `task`."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
