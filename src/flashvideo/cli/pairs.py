@@ -64,12 +64,12 @@ def run(arguments: argparse.Namespace) -> Result:
     Raises:
         ValueError: In one sentence, what is wrong with an argument.
     """
-    from flashvideo.evaluation.folders import read_prompts
+    from flashvideo.evaluation.sweep.items import prompt_items
     from flashvideo.training.pairs import make_candidates, read_candidates
 
     scorer = load_scorer(arguments.scorer)
     check_folder(arguments.output)
-    prompts = list(read_prompts(arguments.prompts).values())
+    prompts = [str(item.prompt) for item in prompt_items(arguments.prompts)]
     phases = Phases()
     with use_threads(arguments.threads):
         with phases("load"):
