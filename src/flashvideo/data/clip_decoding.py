@@ -1,0 +1,256 @@
+"""Videos and pictures of a `ClipFile` to frames, at any time of a video without decoding what lies far before.
+
+Times are seconds since the first frame. A video is entered at the keyframe before the first wanted time and decoded
+forward; of the frames decoded, those nearest to the wanted times are taken. FFmpeg gets the bytes through a Python
+file object and no protocol of its own, so a playlist in disguise reaches neither the network nor other files.
+
+Shapes: F frames, H height, W width.
+"""
+
+import contextlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps
+
+from flashvideo.data.clip_files import ClipError, ClipFile
+from flashvideo.data.scene_cuts import CONTEXT, GREY_SIZE, find_cuts
+from flashvideo.video.colour import Levels
+from flashvideo.video.reading import (
+    HEAD_BYTES,
+    declared_frames,
+    pixel_aspect_ratio,
+    promises_more,
+    stream_rate,
+)
+
+# How far before a wanted time, in seconds, the file is entered: where frames refer across keyframes ("open GOP"), the
+# keyframe that the container's index gives may lie after the wanted time. None is the very beginning.
+_STEPS_BACK = (0.0, 1.0, 8.0, None)
+# A frame so near to a wanted time, in frame periods, is taken without looking at the next: timestamps are rounded.
+_NEAR = 0.05
+_ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipHeader:
+    """What a file declares.
+
+    Attributes:
+        height: Height in square pixels, as shown: after rotation and with the pixels' own aspect ratio.
+        width: Width, likewise.
+        num_frames: Number of frames, by the container's index or its duration; 1 of a picture.
+        frame_rate: Average frames per second; 0 of a picture.
+    """
+
+    height: int
+    width: int
+    num_frames: int = 1
+    frame_rate: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Window:
+    """Frames of a video at wanted times.
+
+    Attributes:
+        images: F decoded pictures, or fewer if the video ended before.
+        cuts: Times (last of one scene, first of the next) of the scene cuts between the first and last of them.
+        last: Time of the last frame that was decoded.
+    """
+
+    images: list[VideoFrame]
+    cuts: list[tuple[float, float]]
+    last: float
+
+
+def read_video_header(file: ClipFile) -> ClipHeader:
+    """Reads a video's size, rate and length; its first frame alone is decoded.
+
+    Raises:
+        ClipError: If it is no video, is cut off, or its first frame cannot be decoded.
+        OSError: If it cannot be opened.
+    """
+    with _open(file) as (container, stream, size, head):
+        if promises_more(container, stream, size=size, head=head):
+            raise ClipError("it is cut off: it ends before its own index or header says")
+        rate, aspect = stream_rate(stream), pixel_aspect_ratio(stream)
+        num_frames = declared_frames(container, stream) or round(_duration(container, stream) * rate)
+        first = next(_decode(container, stream), None)
+        if first is None:
+            raise ClipError("it holds no frame that can be decoded")
+        if num_frames == 0:  # a stream that was recorded without an end: count packets, decode none
+            container.seek(0)
+            num_frames = sum(1 for packet in container.demux(stream) if packet.size)
+    height, width = first.height, max(1, round(first.width * aspect))
+    if round(first.rotation / 90) % 2:
+        height, width = width, height
+    return ClipHeader(height=height, width=width, num_frames=num_frames, frame_rate=float(rate))
+
+
+def decode_window(file: ClipFile, times: Sequence[float], *, frame_rate: float, cuts: bool) -> Window:
+    """Decodes the frames of a video that are nearest to wanted times.
+
+    Args:
+        file: The video.
+        times: F ascending times in seconds.
+        frame_rate: The video's own frames per second.
+        cuts: Whether to look for scene cuts among all frames from the first to the last wanted.
+
+    Raises:
+        ClipError: If it cannot be decoded there, or a decoded frame is damaged.
+        OSError: If it cannot be opened.
+    """
+    period = 1 / frame_rate
+    pending = deque(times)
+    images: list[VideoFrame] = []
+    grey: list[np.ndarray] = []
+    grey_times: list[float] = []
+    shrink = VideoReformatter()
+    before: tuple[float, VideoFrame] | None = None
+    with _open(file) as (container, stream, _, _):
+        for time, image in _frames_from(container, stream, times[0] + _NEAR * period):
+            if cuts and time > times[0] - (CONTEXT + 0.5) * period:
+                grey.append(shrink.reformat(image, *GREY_SIZE, format="gray").to_ndarray())
+                grey_times.append(time)
+            if time > times[0] - (1 + _NEAR) * period and image.is_corrupt:
+                raise ClipError(f"it is damaged at {time:.2f} s")
+            while pending and time >= pending[0] - _NEAR * period:
+                earlier = before is not None and pending[0] - before[0] <= time - pending[0]
+                images.append(before[1] if before is not None and earlier else image)
+                pending.popleft()
+            before = time, image
+            if not pending:
+                break
+    if before is None:
+        raise ClipError(f"no frame can be decoded at {times[0]:.2f} s")
+    while pending and pending[0] - before[0] <= period / 2:
+        images.append(before[1])
+        pending.popleft()
+    inside = [
+        (grey_times[i - 1], grey_times[i])
+        for i in find_cuts(np.stack(grey) if grey else np.zeros((0, *GREY_SIZE)))
+        if grey_times[i - 1] >= times[0] - period / 2 and grey_times[i] <= times[-1] + period / 2
+    ]
+    return Window(images=images, cuts=inside, last=before[0])
+
+
+def read_image_header(file: ClipFile) -> ClipHeader:
+    """Reads a picture's size, upright; its pixels are not decoded.
+
+    Raises:
+        ClipError: If it is no picture that Pillow can read.
+        OSError: If it cannot be opened.
+    """
+    with file.open() as handle, _picture(handle) as image:
+        height, width = image.height, image.width
+        if image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS:
+            height, width = width, height
+    return ClipHeader(height=height, width=width)
+
+
+def read_image(file: ClipFile) -> Levels:
+    """Reads a picture, upright; transparent parts are laid on white.
+
+    Returns:
+        ``(H, W, 3)`` levels 0 to 255.
+
+    Raises:
+        ClipError: If it cannot be read whole.
+        OSError: If it cannot be opened.
+    """
+    with file.open() as handle, _picture(handle) as stored:
+        image = ImageOps.exif_transpose(stored)
+        if (
+            image.mode.startswith("I;16") or image.mode == "I"
+        ):  # 16-bit grey, which Pillow would clip to white
+            grey = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=-1)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _picture(handle: object) -> Iterator[Image.Image]:
+    """Opens a picture; whatever Pillow finds wrong with it, now or later, becomes one sentence."""
+    try:
+        with Image.open(handle) as image:  # type: ignore[arg-type]
+            yield image
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ClipError(f"it is no picture that can be read ({_first_line(error)})") from None
+
+
+@contextlib.contextmanager
+def _open(file: ClipFile) -> Iterator[tuple[InputContainer, VideoStream, int, bytes]]:
+    """Opens a file's first video stream; gives its size in bytes and first bytes too."""
+    with file.open() as handle:
+        head = handle.read(HEAD_BYTES)
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(0)
+        if not size:
+            raise ClipError("it is empty (0 bytes)")
+        try:
+            with av.open(handle, "r", options={"protocol_whitelist": "none"}) as container:
+                if not container.streams.video:
+                    raise ClipError("it holds no video stream")
+                stream = container.streams.video[0]
+                # One thread: loaders run many files at once, and a damaged file gives the same frames each time.
+                stream.codec_context.thread_count = 1
+                yield container, stream, size, head
+        except av.FFmpegError as error:
+            raise ClipError(f"it cannot be decoded ({error.strerror})") from None
+
+
+def _frames_from(
+    container: InputContainer, stream: VideoStream, time: float
+) -> Iterator[tuple[float, VideoFrame]]:
+    """Yields time and picture of all frames from the last keyframe at or before a time on."""
+    base = Fraction(stream.time_base or 1)
+    origin = (stream.start_time or 0) * base
+    for back in _STEPS_BACK:
+        is_last = back is None or back >= time
+        target = 0.0 if back is None else max(0.0, time - back)
+        container.seek(int((origin + Fraction(target)) / base), stream=stream, backward=True)
+        # Pictures shown before the keyframe refer to frames that were not decoded.
+        frames = itertools.dropwhile(lambda image: not image.key_frame, _decode(container, stream))
+        first = next(frames, None)
+        if first is not None and (is_last or _time(first, base, origin) <= time):
+            for image in itertools.chain([first], frames):
+                yield _time(image, base, origin), image
+            return
+        if is_last:
+            return
+
+
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    for packet in container.demux(stream):
+        yield from packet.decode()
+
+
+def _time(image: VideoFrame, base: Fraction, origin: Fraction) -> float:
+    if image.pts is None:
+        raise ClipError("its frames carry no time; write it to another container, such as mp4")
+    return float(image.pts * (image.time_base or base) - origin)
+
+
+def _duration(container: InputContainer, stream: VideoStream) -> Fraction:
+    """The video's length in seconds, or the whole file's; 0 if the file does not say."""
+    if stream.duration and stream.time_base:
+        return stream.duration * Fraction(stream.time_base)
+    return Fraction(container.duration or 0, av.time_base)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
