@@ -25,8 +25,8 @@ class Group:
 
     Attributes:
         items: (n,) their numbers.
-        weights: (n,) how many times each comes up in a round. What a fraction leaves over is drawn anew each round: half
-            of the items of weight 1.5 come twice.
+        weights: (n,) how many times each comes up in a round; of those of weight 1.5 each comes once, and half of them,
+            drawn anew each round, twice.
         is_image: Whether they are pictures.
     """
 

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -37,6 +37,8 @@ from flashvideo.video.reading import (
 # How far before a wanted time, in seconds, the file is entered: where frames refer across keyframes ("open GOP"), the
 # keyframe that the container's index gives may lie after the wanted time. None is the very beginning.
 _STEPS_BACK = (0.0, 1.0, 8.0, None)
+# MPEG program streams, whose frames get wrong times after a jump: decoded from the beginning.
+_TIMELESS = ("mpeg",)
 # A frame so near to a wanted time, in frame periods, is taken without looking at the next: timestamps are rounded.
 _NEAR = 0.05
 _ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
@@ -51,12 +53,14 @@ class ClipHeader:
         width: Width, likewise.
         num_frames: Number of frames, by the container's index or its duration; 1 of a picture.
         frame_rate: Average frames per second; 0 of a picture.
+        origin: Time of the first frame on the file's own clock, in seconds.
     """
 
     height: int
     width: int
     num_frames: int = 1
     frame_rate: float = 0.0
+    origin: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,37 +93,43 @@ def read_video_header(file: ClipFile) -> ClipHeader:
         first = next(_decode(container, stream), None)
         if first is None:
             raise ClipError("it holds no frame that can be decoded")
+        origin = _time(first, stream)
         if num_frames == 0:  # a stream that was recorded without an end: count packets, decode none
             container.seek(0)
             num_frames = sum(1 for packet in container.demux(stream) if packet.size)
     height, width = first.height, max(1, round(first.width * aspect))
     if round(first.rotation / 90) % 2:
         height, width = width, height
-    return ClipHeader(height=height, width=width, num_frames=num_frames, frame_rate=float(rate))
+    return ClipHeader(
+        height=height, width=width, num_frames=num_frames, frame_rate=float(rate), origin=origin
+    )
 
 
-def decode_window(file: ClipFile, times: Sequence[float], *, frame_rate: float, cuts: bool) -> Window:
+def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader, cuts: bool) -> Window:
     """Decodes the frames of a video that are nearest to wanted times.
 
     Args:
         file: The video.
         times: F ascending times in seconds.
-        frame_rate: The video's own frames per second.
+        header: What the video declares.
         cuts: Whether to look for scene cuts among all frames from the first to the last wanted.
 
     Raises:
-        ClipError: If it cannot be decoded there, or a decoded frame is damaged.
+        ClipError: If it cannot be decoded there, a decoded frame is damaged, or time runs backwards.
         OSError: If it cannot be opened.
     """
-    period = 1 / frame_rate
+    period = 1 / header.frame_rate
     pending = deque(times)
     images: list[VideoFrame] = []
     grey: list[np.ndarray] = []
     grey_times: list[float] = []
     shrink = VideoReformatter()
     before: tuple[float, VideoFrame] | None = None
-    with _open(file) as (container, stream, _, _):
-        for time, image in _frames_from(container, stream, times[0] + _NEAR * period):
+    # The generator is closed at the end of the block, and with it the file.
+    with contextlib.closing(_frames_from(file, times[0] + _NEAR * period, header.origin)) as frames:
+        for time, image in frames:
+            if before is not None and time < before[0]:
+                raise ClipError(f"its frames are out of order at {time:.2f} s")
             if cuts and time > times[0] - (CONTEXT + 0.5) * period:
                 grey.append(shrink.reformat(image, *GREY_SIZE, format="gray").to_ndarray())
                 grey_times.append(time)
@@ -202,35 +212,40 @@ def _open(file: ClipFile) -> Iterator[tuple[InputContainer, VideoStream, int, by
         if not size:
             raise ClipError("it is empty (0 bytes)")
         try:
-            with av.open(handle, "r", options={"protocol_whitelist": "none"}) as container:
-                if not container.streams.video:
-                    raise ClipError("it holds no video stream")
-                stream = container.streams.video[0]
-                # One thread: loaders run many files at once, and a damaged file gives the same frames each time.
-                stream.codec_context.thread_count = 1
-                yield container, stream, size, head
+            container = av.open(handle, "r", options={"protocol_whitelist": "none"})
         except av.FFmpegError as error:
-            raise ClipError(f"it cannot be decoded ({error.strerror})") from None
+            if head[4:8] == b"ftyp":
+                raise ClipError("it is cut off: its index (moov) is missing") from None
+            raise ClipError(f"it is no video that FFmpeg can read ({error.strerror})") from None
+        with container:
+            if not container.streams.video:
+                raise ClipError("it holds no video stream")
+            stream = container.streams.video[0]
+            # One thread: loaders run many files at once, and a damaged file gives the same frames each time.
+            stream.codec_context.thread_count = 1
+            try:
+                yield container, stream, size, head
+            except av.FFmpegError as error:
+                raise ClipError(f"it cannot be decoded ({error.strerror})") from None
 
 
-def _frames_from(
-    container: InputContainer, stream: VideoStream, time: float
-) -> Iterator[tuple[float, VideoFrame]]:
+def _frames_from(file: ClipFile, time: float, origin: float) -> Generator[tuple[float, VideoFrame]]:
     """Yields time and picture of all frames from the last keyframe at or before a time on."""
-    base = Fraction(stream.time_base or 1)
-    origin = (stream.start_time or 0) * base
     for back in _STEPS_BACK:
-        is_last = back is None or back >= time
         target = 0.0 if back is None else max(0.0, time - back)
-        container.seek(int((origin + Fraction(target)) / base), stream=stream, backward=True)
-        # Pictures shown before the keyframe refer to frames that were not decoded.
-        frames = itertools.dropwhile(lambda image: not image.key_frame, _decode(container, stream))
-        first = next(frames, None)
-        if first is not None and (is_last or _time(first, base, origin) <= time):
+        with _open(file) as (container, stream, _, _):
+            if container.format.name in _TIMELESS:
+                target = 0.0
+            if target:
+                moment = int((origin + target) / (stream.time_base or 1))
+                container.seek(moment, stream=stream, backward=True)
+            # Pictures shown before the keyframe refer to frames that were not decoded.
+            frames = itertools.dropwhile(lambda image: not image.key_frame, _decode(container, stream))
+            first = next(frames, None)
+            if first is None or (target and _time(first, stream) - origin > time):
+                continue  # enter the file farther ahead
             for image in itertools.chain([first], frames):
-                yield _time(image, base, origin), image
-            return
-        if is_last:
+                yield _time(image, stream) - origin, image
             return
 
 
@@ -239,10 +254,11 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
         yield from packet.decode()
 
 
-def _time(image: VideoFrame, base: Fraction, origin: Fraction) -> float:
+def _time(image: VideoFrame, stream: VideoStream) -> float:
+    """A frame's time on the file's own clock, in seconds."""
     if image.pts is None:
         raise ClipError("its frames carry no time; write it to another container, such as mp4")
-    return float(image.pts * (image.time_base or base) - origin)
+    return float(image.pts * (image.time_base or stream.time_base or 1))
 
 
 def _duration(container: InputContainer, stream: VideoStream) -> Fraction:

@@ -84,7 +84,7 @@ def find_part(
             break
         chosen, start = _draw(stretches, length, header.frame_rate, rng)
         times = [start + i / rate for i in range(num_frames)]
-        window = decode_window(entry.file, times, frame_rate=header.frame_rate, cuts=avoid_cuts)
+        window = decode_window(entry.file, times, header=header, cuts=avoid_cuts)
         if len(window.images) == num_frames and not window.cuts:
             return VideoPart(images=window.images, start=start, frame_rate=rate)
         low, high = stretches.pop(chosen)

@@ -146,12 +146,12 @@ class ClipDataset(Dataset[ClipSample]):
         )
 
     def fingerprint(self) -> str:
-        """A short hash of the usable clips and of all that decides what a sample of an index is.
+        """A short hash of the config, the seed, and name, size and length of each usable clip, in their order.
 
-        A resumed run with another fingerprint would see other samples; a cache made from these clips is stale.
+        A resumed run with another fingerprint would see other samples. The files' contents are not hashed.
         """
         told = [repr((self.config, self.seed, self.training))]
-        told += [repr((e.name, e.stamp, h)) for e, h in zip(self._entries, self._headers, strict=True)]
+        told += [repr((e.name, h)) for e, h in zip(self._entries, self._headers, strict=True)]
         return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def describe(self) -> str:
