@@ -54,7 +54,10 @@ def test_a_folder_is_read_with_the_folders_in_it_and_captions_of_the_same_stem(t
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("missing", "missing does not exist, expected a folder, a table (.csv, .jsonl, .parquet) or tar shards"),
+        (
+            "missing",
+            "missing does not exist, expected a folder, a table (.csv, .jsonl, .parquet) or tar shards",
+        ),
         ("clip.mp4", "clip.mp4 is a file of another kind, expected a folder, a table"),
         ("empty", "empty holds no video, no picture and no tar file"),
         ("shards.tar.gz", "is a compressed tar file, in which no sample can be reached alone"),
@@ -96,12 +99,20 @@ def test_a_table_of_json_lines_may_use_the_names_that_data_sets_on_the_hub_have(
     table = tmp_path / "metadata.jsonl"
     table.write_text('{"file_name": "a.mp4", "text": "a cat"}\n\n{"file_name": "b.mp4", "text": null}\n')
     entries = listed(table).entries
-    assert [(e.name, e.caption) for e in entries] == [(f"{tmp_path}/a.mp4", "a cat"), (f"{tmp_path}/b.mp4", "")]
+    assert [(e.name, e.caption) for e in entries] == [
+        (f"{tmp_path}/a.mp4", "a cat"),
+        (f"{tmp_path}/b.mp4", ""),
+    ]
 
 
 def test_a_parquet_table_is_read(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {"path": ["a.mp4", "b.mp4"], "caption": ["a cat", None], "end": [2.0, None], "blob": [b"x", b"y"]}
+    columns = {
+        "path": ["a.mp4", "b.mp4"],
+        "caption": ["a cat", None],
+        "end": [2.0, None],
+        "blob": [b"x", b"y"],
+    }
     parquet.write_table(sys.modules["pyarrow"].table(columns), tmp_path / "table.parquet")
     entries = listed(tmp_path / "table.parquet").entries
     assert [(e.name, e.caption) for e in entries] == [
@@ -120,12 +131,24 @@ def test_a_parquet_table_without_pyarrow_is_one_sentence_with_the_extra(tmp_path
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("t.csv", "video,caption\na,b\n", "must have a column 'path' (or 'file_name'), got the columns video, capt"),
-        ("t.csv", "path,words\na,b\n", "must have a column 'caption' (or 'text'), got the columns path, words"),
+        (
+            "t.csv",
+            "video,caption\na,b\n",
+            "must have a column 'path' (or 'file_name'), got the columns video, capt",
+        ),
+        (
+            "t.csv",
+            "path,words\na,b\n",
+            "must have a column 'caption' (or 'text'), got the columns path, words",
+        ),
         ("t.jsonl", "", "must have a column 'path' (or 'file_name'), got the columns none"),
         ("t.csv", "path,caption\na.mp4,b\n,c\n", "row 2 of"),
         ("t.csv", "path,caption,start\na.mp4,b,soon\n", "must have a number of seconds as start, got 'soon'"),
-        ("t.csv", "path,caption,start,end\na.mp4,b,3,2\n", "must have 0 <= start < end, got start 3 and end 2"),
+        (
+            "t.csv",
+            "path,caption,start,end\na.mp4,b,3,2\n",
+            "must have 0 <= start < end, got start 3 and end 2",
+        ),
         ("t.jsonl", '{"path": "a.mp4", "text": ""}\n{"path"\n', "line 2 of"),
         ("t.jsonl", "[1]\n", "must be a JSON object, got list"),
     ],

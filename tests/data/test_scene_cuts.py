@@ -1,11 +1,14 @@
 """Cuts are found; motion, however fast, and flashes are not taken for cuts."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from flashvideo.data.scene_cuts import find_cuts
 
 
+@functools.cache
 def scene(seed):
     """A large smooth picture to look at parts of, levels 0 to 255, (64, 400)."""
     rng = np.random.default_rng(seed)

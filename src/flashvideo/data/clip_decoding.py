@@ -39,8 +39,10 @@ from flashvideo.video.reading import (
 _STEPS_BACK = (0.0, 1.0, 8.0, None)
 # MPEG program streams, whose frames get wrong times after a jump: decoded from the beginning.
 _TIMELESS = ("mpeg",)
-# A frame so near to a wanted time, in frame periods, is taken without looking at the next: timestamps are rounded.
+# Times are compared to within so many frame periods, for timestamps are rounded; of two frames as near, the earlier.
 _NEAR = 0.05
+# A wanted time so many frame periods from every frame lies in a gap: frames were lost, or the picture stood still.
+_FAR = 2.0
 _ORIENTATION_TAG, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
@@ -115,7 +117,8 @@ def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader,
         cuts: Whether to look for scene cuts among all frames from the first to the last wanted.
 
     Raises:
-        ClipError: If it cannot be decoded there, a decoded frame is damaged, or time runs backwards.
+        ClipError: If it cannot be decoded there, a decoded frame is damaged, frames are missing
+            or out of order.
         OSError: If it cannot be opened.
     """
     period = 1 / header.frame_rate
@@ -133,12 +136,15 @@ def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader,
             if cuts and time > times[0] - (CONTEXT + 0.5) * period:
                 grey.append(shrink.reformat(image, *GREY_SIZE, format="gray").to_ndarray())
                 grey_times.append(time)
-            if time > times[0] - (1 + _NEAR) * period and image.is_corrupt:
+            if image.is_corrupt:  # also before the first wanted frame, which may refer to it
                 raise ClipError(f"it is damaged at {time:.2f} s")
             while pending and time >= pending[0] - _NEAR * period:
-                earlier = before is not None and pending[0] - before[0] <= time - pending[0]
-                images.append(before[1] if before is not None and earlier else image)
-                pending.popleft()
+                wanted = pending.popleft()
+                earlier = before is not None and wanted - before[0] <= time - wanted + _NEAR * period
+                nearest = before if before is not None and earlier else (time, image)
+                if abs(nearest[0] - wanted) > _FAR * period:
+                    raise ClipError(f"frames are missing at {wanted:.2f} s")
+                images.append(nearest[1])
             before = time, image
             if not pending:
                 break
