@@ -24,7 +24,7 @@ def _level(k: int) -> int:
 def write_counted() -> Callable[..., Path]:
     """`write_counted(path, num_frames=24)` writes flat frames, each as bright as its number says; see `count_of`.
 
-    Frames from `cut` on have black and white halves instead, a scene of their own.
+    The second half comes `pause` frame periods late. Frames from `cut` on have black and white halves instead.
     """
 
     def write(
@@ -38,6 +38,7 @@ def write_counted() -> Callable[..., Path]:
         gop: int = 8,
         cut: int | None = None,
         noise: int = 0,
+        pause: int = 0,
         quarter_turns: int = 0,
         aspect: Fraction = Fraction(1),
         container_options: dict[str, str] | None = None,
@@ -58,7 +59,8 @@ def write_counted() -> Callable[..., Path]:
                 if cut is not None and k >= cut:
                     levels[:, : size[1] // 2], levels[:, size[1] // 2 :] = 0, 255
                 image = av.VideoFrame.from_ndarray(levels, format="rgb24").reformat(format=pix_fmt)
-                image.pts, image.time_base = k, 1 / Fraction(rate)
+                image.pts = k + (pause if k >= num_frames // 2 else 0)
+                image.time_base = 1 / Fraction(rate)
                 container.mux(stream.encode(image))
             container.mux(stream.encode(None))
         return path

@@ -1,5 +1,6 @@
 """Files to frames: what a header says, any frame at any time, frame rates, files that are not right."""
 
+import dataclasses
 import itertools
 from fractions import Fraction
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_a_frame_near_the_end_does_not_need_the_beginning(tmp_path, write_counte
     [
         ("clip.mp4", "libx264", "it cannot be decoded"),
         ("clip.avi", "mpeg4", "it is damaged at"),
-        ("clip.mkv", "libx264", "frames are missing at"),
+        ("clip.mkv", "libx264", "it is damaged at"),
     ],
 )
 def test_damage_in_the_middle_is_one_reason_and_the_rest_is_read(
@@ -172,6 +173,14 @@ def test_damage_in_the_middle_is_one_reason_and_the_rest_is_read(
         frames_at(path, [k / 24 for k in range(8, 24)], header)
     assert torch.equal(frames_at(path, [0.0], header)[0], truth[0])
     assert torch.equal(frames_at(path, [31 / 24], header)[0], truth[1])
+
+
+def test_a_gap_between_frames_is_one_reason(tmp_path, write_counted):
+    path = write_counted(tmp_path / "gap.mkv", pause=6)  # seven periods from frame 11 to frame 12
+    header = dataclasses.replace(read_video_header(clip_file(path)), frame_rate=24.0)
+    with pytest.raises(ClipError, match="frames are missing at"):
+        frames_at(path, [k / 24 for k in range(8, 20)], header)
+    assert len(frames_at(path, [k / 24 for k in range(2, 12)], header)) == 10
 
 
 # --- Frame rates ------------------------------------------------------------------------------------------------------
@@ -215,7 +224,7 @@ def test_a_part_of_a_video_is_not_left(counted, count_of):
 
 def test_a_video_that_ends_before_it_says_gives_what_it_has(counted, count_of):
     entry, true = entry_of(counted), read_video_header(clip_file(counted))
-    boastful = ClipHeader(**vars(true) | {"num_frames": 60})
+    boastful = dataclasses.replace(true, num_frames=60)
     rng = np.random.default_rng(3)
     for _ in range(3):
         part = find_part(entry, boastful, num_frames=9, frame_rate=24.0, rng=rng, avoid_cuts=False, tries=12)

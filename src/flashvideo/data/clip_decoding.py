@@ -195,7 +195,7 @@ def read_image(file: ClipFile) -> Levels:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
 
 
 @contextlib.contextmanager
