@@ -111,6 +111,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.rank, self.world_size, self.start, self.stop = rank, world_size, start, stop
         self._most = int(np.ceil(max(g.weights.max() for g in self.groups))) + 1
+        self._lengths = [group.round_length() for group in self.groups]
         self.batches_per_pass, self.counts = self._plan(image_share)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
         self._rounds: dict[int, tuple[int, np.ndarray]] = {}
@@ -137,15 +138,14 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def _plan(self, image_share: float) -> tuple[int, list[int]]:
         """How many batches see each clip about once, and how many batches of each group a cycle has."""
-        lengths = [group.round_length() for group in self.groups]
-        videos = sum(n for n, g in zip(lengths, self.groups, strict=True) if not g.is_image)
-        images = sum(lengths) - videos
+        videos = sum(n for n, g in zip(self._lengths, self.groups, strict=True) if not g.is_image)
+        images = sum(self._lengths) - videos
         share = image_share if videos and images else float(bool(images))
         samples = videos / (1 - share) if videos else images
         one_pass = int(np.ceil(samples / (self.batch_size * self.world_size)))
         weights = [
             n * (share / images if g.is_image else (1 - share) / videos)
-            for n, g in zip(lengths, self.groups, strict=True)
+            for n, g in zip(self._lengths, self.groups, strict=True)
         ]
         return one_pass, _apportion(max(one_pass, SHORTEST_CYCLE, 2 * len(weights)), weights)
 
@@ -158,7 +158,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def _sample(self, group: int, nth: int) -> int:
         """The nth sample that a group deals out."""
-        number, position = divmod(nth, self.groups[group].round_length())
+        number, position = divmod(nth, self._lengths[group])
         if group not in self._rounds or self._rounds[group][0] != number:
             rng = np.random.default_rng([self.seed, 2, group, number])
             samples = self.groups[group].deal(rng, self.num_items, self._most, number)

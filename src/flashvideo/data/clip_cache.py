@@ -11,7 +11,9 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+"""Of the file and of the facts in it: to be raised when what is kept of a file changes."""
 SAVE_SECONDS = 60.0
+"""As often a long reading is written down, so that one that is killed does not begin anew."""
 
 
 class FileCache:

@@ -2,8 +2,8 @@
 
 import json
 import math
+import posixpath
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from flashvideo.data.clip_files import ClipError, ClipFile
 
@@ -105,4 +105,4 @@ def caption_of(values: dict[str, object]) -> str:
 
 def suffix_of(path: str) -> str:
     """The suffix of a path or URL in small letters."""
-    return PurePosixPath(path.partition("?")[0] if "://" in path else path).suffix.lower()
+    return posixpath.splitext(path.partition("?")[0] if "://" in path else path)[1].lower()

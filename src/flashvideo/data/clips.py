@@ -165,21 +165,22 @@ class ClipDataset(Dataset[ClipSample]):
 
     def _load(self, cache: FileCache, progress: bool) -> None:
         """Lists and reads headers, and sorts what can be used into buckets."""
-        weights: list[float] = []
+        share = self.config.image_share
+        buckets = {False: self.config.video_buckets(), True: self.config.image_buckets()}
         placed: dict[Bucket, list[int]] = collections.defaultdict(list)
+        weights: list[float] = []
         num_unwanted = 0
         for source in self.config.sources:
             listing = list_source(source, cache=cache, progress=progress)
             self.skipped.update(listing.problems)
-            wanted = [e for e in listing.entries if self.config.image_share != (0 if e.is_image else 1)]
+            wanted = [e for e in listing.entries if (share > 0 if e.is_image else share < 1)]
             num_unwanted += len(listing.entries) - len(wanted)
-            for entry, header in zip(
-                wanted, read_headers(wanted, cache=cache, progress=progress), strict=True
-            ):
+            headers = read_headers(wanted, cache=cache, progress=progress)
+            for entry, header in zip(wanted, headers, strict=True):
                 try:
                     if isinstance(header, str):
                         raise ClipError(header)
-                    bucket = self._bucket(entry, header)
+                    bucket = self._bucket(entry, header, buckets[entry.is_image])
                 except ClipError as error:
                     self.skipped[entry.name] = str(error)
                     continue
@@ -187,24 +188,24 @@ class ClipDataset(Dataset[ClipSample]):
                 self._entries.append(entry)
                 self._headers.append(header)
                 weights.append(source.weight)
-        self.buckets: list[Bucket] = sorted(placed)
-        self.groups = [
-            Group(
-                items=np.asarray(placed[bucket]),
-                weights=np.asarray([weights[item] for item in placed[bucket]]),
-                is_image=bucket.num_frames == 1,
-            )
-            for bucket in self.buckets
-        ]
-        self._places = {
-            int(item): (number, position)
-            for number, group in enumerate(self.groups)
-            for position, item in enumerate(group.items)
-        }
+        self._group(placed, np.asarray(weights))
         self._check_kinds(num_unwanted)
 
-    def _bucket(self, entry: ClipEntry, header: ClipHeader) -> Bucket:
-        """The bucket of a clip; ClipError if it does not meet what the config asks for."""
+    def _group(self, placed: dict[Bucket, list[int]], weights: np.ndarray) -> None:
+        """Makes the groups, and notes where in them each item stands."""
+        self.buckets: list[Bucket] = sorted(placed)
+        self.groups = [
+            Group(items=np.asarray(placed[b]), weights=weights[placed[b]], is_image=b.num_frames == 1)
+            for b in self.buckets
+        ]
+        self._places = {
+            item: (number, position)
+            for number, bucket in enumerate(self.buckets)
+            for position, item in enumerate(placed[bucket])
+        }
+
+    def _bucket(self, entry: ClipEntry, header: ClipHeader, buckets: list[Bucket]) -> Bucket:
+        """Which of the buckets a clip goes to; ClipError if it does not meet what the config asks for."""
         config = self.config
         num_frames = 1
         if not entry.is_image:
@@ -220,7 +221,7 @@ class ClipDataset(Dataset[ClipSample]):
                 )
             num_frames = num_frames_at(entry, header, config.frame_rate)
         return choose_bucket(
-            config.image_buckets() if entry.is_image else config.video_buckets(),
+            buckets,
             num_frames=num_frames,
             height=header.height,
             width=header.width,
