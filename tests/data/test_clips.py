@@ -241,6 +241,28 @@ def test_headers_are_read_once_and_again_for_a_file_that_changed(
     assert read == [f"{path}/2.mp4"]
 
 
+def test_a_reading_that_is_interrupted_keeps_what_was_read(broken_later, make_dataset, monkeypatch):
+    path, _ = broken_later
+    from flashvideo.data import clip_headers
+
+    read, inner = [], clip_headers.read_video_header
+
+    def interrupted(file):
+        if file.url.endswith("3.mp4"):
+            raise KeyboardInterrupt
+        read.append(file.url)
+        return inner(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(clip_headers, "read_video_header", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_dataset(path, cache=path / "headers.json")
+    done, read[:] = set(read), []
+    monkeypatch.setattr(clip_headers, "read_video_header", lambda file: read.append(file.url) or inner(file))
+    make_dataset(path, cache=path / "headers.json")
+    assert done and not done & set(read)
+
+
 def test_a_file_that_could_not_be_reached_is_tried_again(tmp_path, counted, make_dataset):
     table = tmp_path / "table.csv"
     table.write_text(f"path,caption\n{counted},a\nlate.mp4,b\n")

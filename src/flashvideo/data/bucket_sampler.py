@@ -124,12 +124,12 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def group_of(self, number: int) -> int:
         """Which of `groups` batch `number` is of."""
-        cycle, position = divmod(number, len(self._cycle(0)))
+        cycle, position = divmod(number, sum(self.counts))
         return int(self._cycle(cycle)[position])
 
     def batch(self, number: int) -> list[int]:
         """The sample numbers of batch `number` of this rank, ``batch_size`` of them; earlier batches are not made."""
-        cycle, position = divmod(number, len(self._cycle(0)))
+        cycle, position = divmod(number, sum(self.counts))
         order = self._cycle(cycle)
         group = int(order[position])
         earlier = cycle * self.counts[group] + int(np.count_nonzero(order[:position] == group))

@@ -21,7 +21,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flashvideo.data.clip_files import ClipError, ClipFile
 from flashvideo.data.scene_cuts import CONTEXT, GREY_SIZE, find_cuts
@@ -117,8 +117,7 @@ def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader,
         cuts: Whether to look for scene cuts among all frames from the first to the last wanted.
 
     Raises:
-        ClipError: If it cannot be decoded there, a decoded frame is damaged, frames are missing
-            or out of order.
+        ClipError: If it cannot be decoded there, a decoded frame is damaged, or frames are missing or out of order.
         OSError: If it cannot be opened.
     """
     period = 1 / header.frame_rate
@@ -133,11 +132,11 @@ def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader,
         for time, image in frames:
             if before is not None and time < before[0]:
                 raise ClipError(f"its frames are out of order at {time:.2f} s")
+            if image.is_corrupt:  # also before the first wanted frame, which may refer to it
+                raise ClipError(f"it is damaged at {time:.2f} s")
             if cuts and time > times[0] - (CONTEXT + 0.5) * period:
                 grey.append(shrink.reformat(image, *GREY_SIZE, format="gray").to_ndarray())
                 grey_times.append(time)
-            if image.is_corrupt:  # also before the first wanted frame, which may refer to it
-                raise ClipError(f"it is damaged at {time:.2f} s")
             while pending and time >= pending[0] - _NEAR * period:
                 wanted = pending.popleft()
                 earlier = before is not None and wanted - before[0] <= time - wanted + _NEAR * period
@@ -187,9 +186,7 @@ def read_image(file: ClipFile) -> Levels:
     """
     with file.open() as handle, _picture(handle) as stored:
         image = ImageOps.exif_transpose(stored)
-        if (
-            image.mode.startswith("I;16") or image.mode == "I"
-        ):  # 16-bit grey, which Pillow would clip to white
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
             grey = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=-1)
         if image.has_transparency_data:
@@ -205,6 +202,8 @@ def _picture(handle: object) -> Iterator[Image.Image]:
         with Image.open(handle) as image:  # type: ignore[arg-type]
             yield image
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and type(error) not in (OSError, UnidentifiedImageError):
+            raise  # of the file system; Pillow's own are of these two kinds
         raise ClipError(f"it is no picture that can be read ({_first_line(error)})") from None
 
 

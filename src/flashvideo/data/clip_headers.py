@@ -16,6 +16,7 @@ from flashvideo.data.clip_files import ClipError, file_stamp, file_system
 logger = logging.getLogger(__name__)
 
 _MOST_THREADS = 16
+_SLICE = 10_000
 
 
 def read_headers(
@@ -34,9 +35,13 @@ def read_headers(
     """
     pool = ThreadPoolExecutor(min(_MOST_THREADS, 2 * (os.cpu_count() or 1)))
     try:
-        found = pool.map(lambda entry: _header(entry, cache), entries)
-        bar = tqdm(found, total=len(entries), desc="clips", disable=not progress, mininterval=1)
-        return list(bar)
+        found: list[ClipHeader | str] = []
+        with tqdm(total=len(entries), desc="clips", disable=not progress, mininterval=1) as bar:
+            for first in range(0, len(entries), _SLICE):  # all at once, their futures would fill the memory
+                for header in pool.map(lambda e: _header(e, cache), entries[first : first + _SLICE]):
+                    found.append(header)
+                    bar.update()
+        return found
     finally:
         pool.shutdown(cancel_futures=True)
         cache.save()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from flashvideo.data.bucket_sampler import BucketBatchSampler, Group
 from flashvideo.data.buckets import Bucket, choose_bucket, fit_frames, place
@@ -108,7 +108,8 @@ class ClipDataset(Dataset[ClipSample]):
                 raise
             except Exception as error:  # decoders and file systems of many makers: no clip may end a run
                 skips.append((self._entries[candidate].name, reason_of(error)))
-                self.record(skips[-1:])
+                if get_worker_info() is None:  # what a worker process records is lost; its notes are not
+                    self.record(skips[-1:])
         raise ValueError(
             f"none of the {len(items)} clips of bucket {self.buckets[group]} can be read; the first is "
             f"{skips[0][0]}: {skips[0][1]}"
