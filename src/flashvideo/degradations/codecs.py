@@ -62,7 +62,7 @@ def compress_video(levels: Tensor, codec: str, bits_per_frame: float, *, preset:
         codec: "libx264" or "mpeg4".
         bits_per_frame: mean rate that the encoder aims at, at least 64. It exceeds it where its coarsest quantiser
             needs more, and stays below where its finest needs less.
-        preset: effort of libx264, "ultrafast" to "placebo".
+        preset: effort of libx264, "ultrafast" to "veryslow".
 
     Returns:
         (F, 3, H, W) uint8, on the device of `levels`: the same frames in the same order.

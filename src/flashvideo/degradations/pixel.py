@@ -29,6 +29,7 @@ from flashvideo.degradations.ranges import (
     NoiseRange,
     ResizeRange,
     VideoCodecRange,
+    check_probability,
 )
 from flashvideo.degradations.resizing import draw_mode, random_resize, resize_frames
 from flashvideo.video import resize_video
@@ -100,8 +101,7 @@ class PixelDegradation:
     video: VideoCodecRange = field(default_factory=VideoCodecRange)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strong <= 1:
-            raise ValueError(f"strong must be a probability, 0 to 1, got {self.strong}")
+        check_probability("strong", self.strong)
         for name in ("weak_factor", "strong_factor"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:
@@ -122,8 +122,7 @@ class PixelDegradation:
         Raises:
             ValueError: if `strength` is not in 0 to 1.
         """
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be between 0 and 1, got {strength}")
+        check_probability("strength", strength)
         first, second = (
             OrderRange(
                 blur=order.blur.milder(strength),
@@ -182,7 +181,7 @@ def degrade_pixels(
         for clip, seed in zip(pixels, seeds, strict=True)
     ]
     result = torch.empty_like(pixels)
-    for size in {clip.shape for clip in small}:
+    for size in dict.fromkeys(clip.shape for clip in small):
         members = [i for i, clip in enumerate(small) if clip.shape == size]
         low = torch.stack([small[i] for i in members])
         if at_low_resolution is not None:

@@ -79,4 +79,4 @@ def random_resize(frames: Tensor, config: ResizeRange, draws: Draws) -> Tensor:
     low, high = config.factor
     start = draws.uniform((1.0, high) if direction == 0 else (low, 1.0))
     factors = draws.drift(config.factor, config.step, len(frames), start=start)
-    return resize_each(frames, factors.tolist(), mode).clamp_(-1, 1)
+    return resize_each(frames, factors.tolist(), mode).clamp(-1, 1)
