@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from flashvideo.degradations.blur import filter_frames, sinc_kernels
+from flashvideo.degradations.codecs import compress_video
 from flashvideo.degradations.pixel import OrderRange, PixelDegradation, degrade_pixels
 from flashvideo.degradations.ranges import BlurRange, JpegRange, NoiseRange, ResizeRange, VideoCodecRange
-from flashvideo.video import resize_video
+from flashvideo.degradations.resizing import resize_frames
+from flashvideo.video import resize_video, to_uint8
 
 BY_FOUR = PixelDegradation(weak_factor=(4, 4))
 
@@ -136,29 +139,68 @@ def test_neighbouring_frames_are_degraded_nearly_alike(seed: int) -> None:
     assert 0 < between_frames < 0.5 * (first - second).abs().mean()
 
 
+OFF = {
+    "blur": BlurRange(probability=0),
+    "resize": ResizeRange(up=0, down=0, keep=1),
+    "noise": NoiseRange(probability=0),
+    "jpeg": JpegRange(probability=0),
+    "video": VideoCodecRange(probability=0),
+}
+NOTHING = PixelDegradation(
+    first=OrderRange(**OFF),
+    second=OrderRange(**OFF),
+    final=BlurRange(probability=0),
+    video=VideoCodecRange(probability=0),
+    strong_factor=(1, 1),
+)
+
+
+def test_a_strong_degradation_with_every_part_off_does_nothing() -> None:
+    assert degrade_pixels(_clip(), _generator(), NOTHING, strong=True).equal(_clip())
+
+
 @pytest.mark.parametrize("part", ["blur", "resize", "noise", "jpeg", "video"])
 def test_each_part_of_an_order_has_its_effect(part: str) -> None:
-    off = {
-        "blur": BlurRange(probability=0),
-        "resize": ResizeRange(up=0, down=0, keep=1),
-        "noise": NoiseRange(probability=0),
-        "jpeg": JpegRange(probability=0),
-        "video": VideoCodecRange(probability=0),
-    }
-    nothing = OrderRange(**off)
-    config = PixelDegradation(
-        first=nothing,
-        second=nothing,
-        final=BlurRange(probability=0),
-        video=VideoCodecRange(probability=0),
-        strong_factor=(1, 1),
+    clip, on = _clip(), {**OFF, part: getattr(OrderRange(), part)}
+    for name in ("first", "second"):
+        changed = dataclasses.replace(NOTHING, **{name: OrderRange(**on)})
+        assert (degrade_pixels(clip, _generator(), changed, strong=True) - clip).abs().mean() > 0.001
+
+
+def test_the_last_filter_is_a_sinc_of_the_drawn_cutoff() -> None:
+    final = dataclasses.replace(
+        PixelDegradation().final, probability=1, sizes=(13,), cutoff=(2.0, 2.0), cutoff_step=0
     )
     clip = _clip()
-    assert degrade_pixels(clip, _generator(), config, strong=True).equal(clip)
-    on = {**off, part: getattr(OrderRange(), part)}
-    for name in ("first", "second"):
-        changed = dataclasses.replace(config, **{name: OrderRange(**on)})
-        assert (degrade_pixels(clip, _generator(), changed, strong=True) - clip).abs().mean() > 0.001
+    result = degrade_pixels(clip, _generator(), dataclasses.replace(NOTHING, final=final), strong=True)
+    kernels = sinc_kernels(13, torch.full((5,), 2.0))
+    expected = torch.stack([filter_frames(frames, kernels) for frames in clip]).clamp(-1, 1)
+    torch.testing.assert_close(result, expected)
+
+
+def test_the_last_compression_comes_before_or_after_the_last_resize() -> None:
+    config = dataclasses.replace(
+        NOTHING,
+        strong_factor=(2, 2),
+        final_resize=ResizeRange(area=0, bicubic=0),
+        # At 256x256 pixels the rate is that of the clip, 400 bits, times the ratio of the areas.
+        video=VideoCodecRange(mpeg4=0, bits_per_frame=(400 * 256**2 / (16 * 24),) * 2),
+    )
+    clip = _clip()[0]
+
+    def compressed(frames: torch.Tensor) -> torch.Tensor:
+        return compress_video(to_uint8(frames), "libx264", 400) / 127.5 - 1
+
+    def resized(frames: torch.Tensor) -> torch.Tensor:
+        return resize_frames(frames, 8, 12, "bilinear")
+
+    orders = [resize_video(x, 16, 24) for x in (compressed(resized(clip)), resized(compressed(clip)))]
+    batch = clip.expand(8, -1, -1, -1, -1)
+    results = degrade_pixels(batch, _generator(), config, strong=True)
+    found = {
+        next(i for i, order in enumerate(orders) if torch.allclose(r, order, atol=1e-5)) for r in results
+    }
+    assert found == {0, 1}
 
 
 def test_narrow_dtypes_stay() -> None:

@@ -56,7 +56,7 @@ def test_grey_poisson_noise_follows_the_brightness_of_the_pixel() -> None:
 @pytest.mark.parametrize("gaussian", [0.0, 1.0])
 def test_random_noise_stays_in_range_and_drifts_little_in_strength(gaussian: float) -> None:
     config = NoiseRange(gaussian=gaussian, poisson=1 - gaussian)
-    frames = _grey_frames(*[-0.2] * 6)
+    frames = _grey_frames(*[0.9] * 6)
     noisy = random_noise(frames, config, Draws(1, torch.device("cpu")))
     assert noisy.abs().max() <= 1
     deviations = (noisy - frames).std((1, 2, 3))
