@@ -7,8 +7,15 @@ import torch
 
 from flashvideo.degradations.blur import filter_frames, sinc_kernels
 from flashvideo.degradations.codecs import compress_video
-from flashvideo.degradations.pixel import OrderRange, PixelDegradation, degrade_pixels
-from flashvideo.degradations.ranges import BlurRange, JpegRange, NoiseRange, ResizeRange, VideoCodecRange
+from flashvideo.degradations.pixel import PixelDegradation, degrade_pixels
+from flashvideo.degradations.ranges import (
+    BlurRange,
+    JpegRange,
+    NoiseRange,
+    OrderRange,
+    ResizeRange,
+    VideoCodecRange,
+)
 from flashvideo.degradations.resizing import resize_frames
 from flashvideo.video import resize_video, to_uint8
 

@@ -1,5 +1,9 @@
 """Ranges: wrong ones are refused in one sentence, and milder ones lie inside."""
 
+import dataclasses
+import typing
+from collections.abc import Iterator
+
 import pytest
 
 from flashvideo.degradations.pixel import PixelDegradation
@@ -39,6 +43,28 @@ from flashvideo.degradations.ranges import (
 def test_a_wrong_range_is_refused_in_one_sentence(cls: type, values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cls(**values)
+
+
+def _places(config: object) -> Iterator[tuple[object, type]]:
+    """Every configuration inside another, with the class that its place is declared to have."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield value, hints[field.name]
+            yield from _places(value)
+
+
+def test_a_part_of_which_a_recipe_gives_one_value_keeps_the_published_others_of_its_place() -> None:
+    places = list(_places(PixelDegradation()))
+    assert len(places) > 15
+    assert all(cls() == value for value, cls in places)
+
+
+def test_the_second_order_is_the_milder_one() -> None:
+    second = PixelDegradation().second
+    assert (second.blur.probability, second.blur.sigma, second.noise.scale) == (0.8, (0.2, 1.5), (0.05, 2.5))
+    assert second.resize.factor == (0.3, 1.2) and second.video.probability == 0
 
 
 def test_a_strength_of_one_changes_nothing() -> None:

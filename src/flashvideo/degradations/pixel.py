@@ -23,53 +23,15 @@ from flashvideo.degradations.codecs import random_jpeg, random_video
 from flashvideo.degradations.draws import Bounds, Draws
 from flashvideo.degradations.noise import random_noise
 from flashvideo.degradations.ranges import (
-    BlurRange,
-    JpegRange,
-    KernelMix,
-    NoiseRange,
+    FinalSincRange,
+    OrderRange,
     ResizeRange,
+    SecondOrderRange,
     VideoCodecRange,
     check_probability,
 )
 from flashvideo.degradations.resizing import draw_mode, random_resize, resize_frames
 from flashvideo.video import resize_video
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrderRange:
-    """One order of degradation, in the order of its fields.
-
-    Attributes:
-        blur: of lenses and motion.
-        resize: of one copy to another.
-        noise: of sensors.
-        jpeg: compression of single frames.
-        video: compression of the clip.
-    """
-
-    blur: BlurRange = field(default_factory=BlurRange)
-    resize: ResizeRange = field(default_factory=ResizeRange)
-    noise: NoiseRange = field(default_factory=NoiseRange)
-    jpeg: JpegRange = field(default_factory=JpegRange)
-    video: VideoCodecRange = field(default_factory=VideoCodecRange)
-
-
-def _second_order() -> OrderRange:
-    return OrderRange(
-        blur=BlurRange(probability=0.8, sigma=(0.2, 1.5)),
-        resize=ResizeRange(up=0.3, down=0.4, keep=0.3, factor=(0.3, 1.2), step=0.03),
-        noise=NoiseRange(sigma=(1.0, 25.0), scale=(0.05, 2.5)),
-        # The published second order has its compression in the last step.
-        video=VideoCodecRange(probability=0.0),
-    )
-
-
-def _final_sinc() -> BlurRange:
-    only_sinc = KernelMix(
-        iso=0, aniso=0, generalized_iso=0, generalized_aniso=0, plateau_iso=0, plateau_aniso=0, sinc=1
-    )
-    # Unlike in the orders, the cutoff does not depend on the kernel's size.
-    return BlurRange(probability=0.8, kernels=only_sinc, cutoff=BlurRange().small_cutoff)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +57,8 @@ class PixelDegradation:
     strong_factor: Bounds = (4.0, 4.0)
     low_multiple: int = 1
     first: OrderRange = field(default_factory=OrderRange)
-    second: OrderRange = field(default_factory=_second_order)
-    final: BlurRange = field(default_factory=_final_sinc)
+    second: SecondOrderRange = field(default_factory=SecondOrderRange)
+    final: FinalSincRange = field(default_factory=FinalSincRange)
     final_resize: ResizeRange = field(default_factory=ResizeRange)
     video: VideoCodecRange = field(default_factory=VideoCodecRange)
 
@@ -123,20 +85,10 @@ class PixelDegradation:
             ValueError: if `strength` is not in 0 to 1.
         """
         check_probability("strength", strength)
-        first, second = (
-            OrderRange(
-                blur=order.blur.milder(strength),
-                resize=order.resize.milder(strength),
-                noise=order.noise.milder(strength),
-                jpeg=order.jpeg.milder(strength),
-                video=order.video.milder(strength),
-            )
-            for order in (self.first, self.second)
-        )
         return dataclasses.replace(
             self,
-            first=first,
-            second=second,
+            first=self.first.milder(strength),
+            second=self.second.milder(strength),
             final=self.final.milder(strength),
             video=self.video.milder(strength),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Self
 
 from flashvideo.degradations.draws import Bounds
 
@@ -89,7 +90,7 @@ class BlurRange:
             _check_bounds(name, getattr(self, name), 0.01, math.pi)
         _check_steps(self)
 
-    def milder(self, strength: float) -> BlurRange:
+    def milder(self, strength: float) -> Self:
         """Narrower kernels and higher cutoffs; see `PixelDegradation.milder`."""
         return dataclasses.replace(
             self,
@@ -133,7 +134,7 @@ class ResizeRange:
             raise ValueError(f"factor must go from at most 1 to at least 1, got {self.factor}")
         _check_steps(self)
 
-    def milder(self, strength: float) -> ResizeRange:
+    def milder(self, strength: float) -> Self:
         """Factors nearer to 1; see `PixelDegradation.milder`."""
         low, high = (1 - strength + strength * factor for factor in self.factor)
         return dataclasses.replace(self, factor=(low, high))
@@ -177,7 +178,7 @@ class NoiseRange:
             raise ValueError(f"photons must be positive, got {self.photons}")
         _check_steps(self)
 
-    def milder(self, strength: float) -> NoiseRange:
+    def milder(self, strength: float) -> Self:
         """Less noise; see `PixelDegradation.milder`."""
         return dataclasses.replace(
             self, sigma=_lower_top(self.sigma, strength), scale=_lower_top(self.scale, strength)
@@ -203,7 +204,7 @@ class JpegRange:
         _check_bounds("quality", self.quality, 1.0, 100.0)
         _check_steps(self)
 
-    def milder(self, strength: float) -> JpegRange:
+    def milder(self, strength: float) -> Self:
         """Better qualities; see `PixelDegradation.milder`."""
         return dataclasses.replace(self, quality=_raise_bottom(self.quality, strength))
 
@@ -235,10 +236,104 @@ class VideoCodecRange:
         if self.preset not in _PRESETS:
             raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, got {self.preset!r}")
 
-    def milder(self, strength: float) -> VideoCodecRange:
+    def milder(self, strength: float) -> Self:
         """Higher rates; see `PixelDegradation.milder`."""
         low, high = self.bits_per_frame
         return dataclasses.replace(self, bits_per_frame=(high ** (1 - strength) * low**strength, high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderRange:
+    """One order of degradation, in the order of its fields; the defaults are those of the first.
+
+    Attributes:
+        blur: of lenses and motion.
+        resize: of one copy to another.
+        noise: of sensors.
+        jpeg: compression of single frames.
+        video: compression of the clip.
+    """
+
+    blur: BlurRange = field(default_factory=BlurRange)
+    resize: ResizeRange = field(default_factory=ResizeRange)
+    noise: NoiseRange = field(default_factory=NoiseRange)
+    jpeg: JpegRange = field(default_factory=JpegRange)
+    video: VideoCodecRange = field(default_factory=VideoCodecRange)
+
+    def milder(self, strength: float) -> Self:
+        """Every part milder; see `PixelDegradation.milder`."""
+        parts = {f.name: getattr(self, f.name).milder(strength) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **parts)
+
+
+# The ranges of the other places are classes of their own, so that a recipe that gives one value of a part keeps the
+# published values of that place for the others.
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondBlurRange(BlurRange):
+    """Blur of the second order: narrower, and not of every clip."""
+
+    probability: float = 0.8
+    sigma: Bounds = (0.2, 1.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondResizeRange(ResizeRange):
+    """Resizing of the second order: nearer to 1, relative to the size that the first left."""
+
+    up: float = 0.3
+    down: float = 0.4
+    keep: float = 0.3
+    factor: Bounds = (0.3, 1.2)
+    step: float = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondNoiseRange(NoiseRange):
+    """Noise of the second order: a little less."""
+
+    sigma: Bounds = (1.0, 25.0)
+    scale: Bounds = (0.05, 2.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondVideoRange(VideoCodecRange):
+    """No video compression in the second order: it has its place in the last step."""
+
+    probability: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondOrderRange(OrderRange):
+    """The second order."""
+
+    blur: SecondBlurRange = field(default_factory=SecondBlurRange)
+    resize: SecondResizeRange = field(default_factory=SecondResizeRange)
+    noise: SecondNoiseRange = field(default_factory=SecondNoiseRange)
+    video: SecondVideoRange = field(default_factory=SecondVideoRange)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SincMix(KernelMix):
+    """Nothing but sinc kernels."""
+
+    iso: float = 0.0
+    aniso: float = 0.0
+    generalized_iso: float = 0.0
+    generalized_aniso: float = 0.0
+    plateau_iso: float = 0.0
+    plateau_aniso: float = 0.0
+    sinc: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalSincRange(BlurRange):
+    """Sinc of the last step, whose cutoff does not depend on the kernel's size."""
+
+    probability: float = 0.8
+    kernels: SincMix = field(default_factory=SincMix)
+    cutoff: Bounds = (math.pi / 3, math.pi)
 
 
 def check_probability(name: str, value: float) -> None:

@@ -26,8 +26,7 @@ Cell = tuple[str, Tensor]
 
 SIZE = 256
 NUM_FRAMES = 9
-# What is shown of each frame, the height of the label above it, and the space between cells.
-_CELL = 150
+# Height of the label above each cell, and the space between cells.
 _LABEL = 15
 _GAP = 2
 _QUALITY = 66
@@ -35,12 +34,13 @@ _QUALITY = 66
 _SHOWN = 5
 
 
-def sheet(leaves: Tensor, world: Tensor) -> Image.Image:
+def sheet(leaves: Tensor, world: Tensor, *, cell: int = 150) -> Image.Image:
     """The whole picture: a row of cells for each operation, then for whole weak and strong samples.
 
     Args:
-        leaves: clean clip (F, 3, H, W) in [-1, 1] for most rows; at least 6 frames of 150x150.
+        leaves: clean clip (F, 3, H, W) in [-1, 1] for most rows; at least 6 frames.
         world: the same for the others.
+        cell: side of what is shown of each frame, its middle, in pixels.
 
     Returns:
         8 rows of 6 cells with labels.
@@ -58,7 +58,7 @@ def sheet(leaves: Tensor, world: Tensor) -> Image.Image:
             drift_row(leaves, seed=6),
         )
     ]
-    width, height = _CELL + _GAP, _LABEL + _CELL + _GAP
+    width, height = cell + _GAP, _LABEL + cell + _GAP
     picture = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
     font = ImageFont.load_default(11)
     draw = ImageDraw.Draw(picture)
@@ -66,7 +66,7 @@ def sheet(leaves: Tensor, world: Tensor) -> Image.Image:
         for k, (label, frame) in enumerate(row):
             x, y = k * width, i * height
             draw.text((x + 3, y + 1), label, fill="black", font=font)
-            picture.paste(_shown(frame), (x, y + _LABEL))
+            picture.paste(_middle(frame, cell), (x, y + _LABEL))
     return picture
 
 
@@ -151,10 +151,9 @@ def drift_row(clip: Tensor, *, seed: int) -> Iterator[Cell]:
         yield f"strong, seed {seed}, frame {index}", degraded[index]
 
 
-def _shown(frame: Tensor) -> Image.Image:
-    """The middle of a frame (3, H, W)."""
-    top, left = ((side - _CELL) // 2 for side in frame.shape[-2:])
-    inside = to_uint8(frame[:, top : top + _CELL, left : left + _CELL])
+def _middle(frame: Tensor, side: int) -> Image.Image:
+    top, left = ((length - side) // 2 for length in frame.shape[-2:])
+    inside = to_uint8(frame[:, top : top + side, left : left + side])
     return Image.fromarray(inside.permute(1, 2, 0).contiguous().numpy())
 
 
