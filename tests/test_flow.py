@@ -129,36 +129,12 @@ def test_guidance_of_1_is_the_conditional_and_of_0_the_unconditional_prediction(
     assert guided == [1, 3, 27]
 
 
-def test_training_times_fall_one_in_each_slice(generator):
-    times = flow.sample_times(8, 1.0, generator)
-    assert (times * 8).floor().tolist() == list(range(8))
-
-
-def test_strata_share_the_time_axis_without_overlap(generator):
-    parts = [flow.sample_times(2, 1.0, generator, stratum=k, num_strata=3) for k in range(3)]
-    assert sorted((torch.cat(parts) * 6).floor().tolist()) == list(range(6))
-
-
-def test_training_times_are_shifted_as_in_sampling():
-    plain, shifted = (flow.sample_times(64, s, torch.Generator().manual_seed(1)) for s in (1.0, 2.5))
-    torch.testing.assert_close(shifted, flow.shift_time(plain, 2.5))
-
-
-def test_the_same_generator_state_gives_the_same_times():
-    first, again = (flow.sample_times(4, 2.5, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert first.equal(again)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: flow.time_grid(0, 2.5), "num_steps must be at least 1, got 0"),
         (lambda: flow.time_grid(4, 0.0), "shift must be positive, got 0"),
         (lambda: flow.time_grid(60, 2.5, reference_rounding=True), "takes few steps .*, got 60"),
-        (
-            lambda: flow.sample_times(1, 1.0, torch.Generator(), stratum=2, num_strata=2),
-            r"stratum must be in 0\.\.1",
-        ),
         (
             lambda: flow.flow_matching_loss(*[torch.zeros(1, 1)] * 3, reduction="sum"),
             'must be "mean" or "none"',

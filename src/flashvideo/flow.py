@@ -151,34 +151,6 @@ def flow_matching_loss(
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
-def sample_times(
-    batch_size: int, shift: float, generator: torch.Generator, *, stratum: int = 0, num_strata: int = 1
-) -> torch.Tensor:
-    """Stratified training times: one per equal slice of [0, 1], then shifted as in sampling.
-
-    Sample i of stratum k falls in slice ``i * num_strata + k`` of ``batch_size * num_strata``, so that all samples of a
-    step (over ranks, or over accumulated batches) cover the time axis evenly.
-
-    Args:
-        batch_size: Number of times B.
-        shift: See `shift_time`.
-        generator: Source of randomness; its device is the device of the result.
-        stratum: Index of this rank (or accumulation step), 0 to ``num_strata - 1``.
-        num_strata: How many ranks (or accumulation steps) share a step.
-
-    Returns:
-        Times in [0, 1], float32, shape (B,).
-
-    Raises:
-        ValueError: If ``stratum`` is out of range.
-    """
-    if not 0 <= stratum < num_strata:
-        raise ValueError(f"stratum must be in 0..{num_strata - 1}, got {stratum}")
-    slices = torch.arange(batch_size, device=generator.device) * num_strata + stratum
-    offsets = torch.rand(batch_size, generator=generator, device=generator.device)
-    return shift_time((slices + offsets) / (batch_size * num_strata), shift)
-
-
 def guided_velocity(v_cond: torch.Tensor, v_uncond: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance, ``v = v_uncond + w (v_cond - v_uncond)``; w = 1 is no guidance."""
     return v_uncond + scale * (v_cond - v_uncond)

@@ -42,7 +42,8 @@ def test_weights_latent_scale_and_text_come_from_the_folder_and_what_is_new_says
 
 
 def test_a_few_steps_train_old_and_new_parts_and_leave_a_model_that_loads(recipe, monkeypatch):
-    figures = {"world_gain": 0.0, "natural_gain": 0.0, "world_energy": 1.0}
+    figures = {"bicubic_bank": 1.0, "steps1_bank": 1.0, "steps4_bank": 1.0, "steps4_fidelity": 30.0}
+    figures |= {"steps4_energy": 1.0, "floor_energy": 0.1}
     monkeypatch.setattr(Stage2Task, "validate", lambda self, folder: figures)
     task = Stage2Task(recipe, CPU)
     before = {name: tensor.clone() for name, tensor in task.transformer.state_dict().items()}
@@ -63,10 +64,27 @@ def test_another_vae_and_text_encoder_win_over_the_folders_own(recipe, tiny_vae,
     assert Stage2Task(dataclasses.replace(recipe, vae=str(tmp_path / "own_vae")), CPU).scale == 3.0
 
 
-def test_without_a_vae_only_a_cogvideox_can_be_the_start(recipe, tmp_path):
-    with pytest.raises(ValueError, match=r"the recipe must give 'vae', since its start .* is no CogVideoX"):
+def test_a_start_without_a_vae_needs_one_and_so_does_no_start(recipe, tiny_transformer, tmp_path):
+    tiny_transformer(2).save_pretrained(tmp_path / "stage2_transformer")
+    with pytest.raises(ValueError, match=r"the recipe must give 'vae', since its start .* has no folder"):
         Stage2Task(dataclasses.replace(recipe, start=str(tmp_path)), CPU)
-    with pytest.raises(
-        ValueError, match="the recipe must give 'vae', which only a CogVideoX start brings along"
-    ):
+    with pytest.raises(ValueError, match="the recipe must give 'vae', which only a start may bring along"):
         dataclasses.replace(recipe, start="", model={"num_layers": 1})
+
+
+def test_positions_can_stay_absolute_as_the_paper_compares(recipe):
+    absolute = Stage2Task(dataclasses.replace(recipe, positions="absolute"), CPU)
+    assert absolute.transformer.fixed_positions is not None
+    assert Stage2Task(recipe, CPU).transformer.fixed_positions is None
+
+
+def test_positions_other_than_those_of_the_start_are_an_error(recipe, tiny_vae, tmp_path):
+    task = Stage2Task(dataclasses.replace(recipe, positions="absolute"), CPU)
+    task.save(tmp_path / "trained")
+    tiny_vae.save_pretrained(tmp_path / "vae")
+    again = dataclasses.replace(recipe, start=str(tmp_path / "trained"), vae=str(tmp_path / "vae"))
+    with pytest.raises(
+        ValueError, match="positions of the recipe must be those of its model, absolute, got rotary"
+    ):
+        Stage2Task(dataclasses.replace(again, positions="rotary"), CPU)
+    assert Stage2Task(again, CPU).transformer.fixed_positions is not None

@@ -1,5 +1,6 @@
 """Both stages' tasks at toy size: objectives, gradients, determinism, resumable data."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from PIL import Image
 from torch.utils.data import default_collate
 
 from flashvideo.data.shapes_world import is_held_out
@@ -16,15 +18,10 @@ from flashvideo.schedule import velocity_target
 from flashvideo.training.draws import Draws
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
-from flashvideo.training.stage1 import (
-    Stage1Task,
-    held_out_scenes,
-    keyframes,
-    nearest_visited,
-    noisy_timesteps,
-)
-from flashvideo.training.stage2 import CaptionedCrops, Stage2Task
+from flashvideo.training.stage1 import Stage1Task, keyframes, nearest_visited, noisy_timesteps
+from flashvideo.training.stage2 import Stage2Task
 from flashvideo.training.vae import contrast_distance
+from flashvideo.training.world import CaptionedCrops, held_out_scenes
 from flashvideo.vae import decode_latents
 
 CPU = torch.device("cpu")
@@ -42,43 +39,54 @@ TEXT = {"d_model": 12, "d_kv": 6, "num_heads": 2, "d_ff": 8, "num_layers": 1, "d
 SIZE = (24, 40)
 
 
-@pytest.fixture
-def vae_folder(tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path) -> Path:
-    tiny_vae.save_pretrained(tmp_path / "vae")
-    return tmp_path / "vae"
+VAE = {
+    "block_out_channels": (8, 8, 8),
+    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
+    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
+    "latent_channels": 8,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
 
 
-@pytest.fixture
-def stage1(vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage1Task:
-    monkeypatch.setattr("flashvideo.training.pool.SHARD", 4)
-    phase = Stage1Phase(steps=2, batch=4, frames=5, learning_rate=1e-3)
-    recipe = Stage1Recipe(
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage1Task, Stage2Task]:
+    """Both tasks, which take a while to build; tests get copies."""
+    folder = tmp_path_factory.mktemp("stages")
+    torch.manual_seed(0)
+    AutoencoderKLCogVideoX(**VAE).save_pretrained(folder / "vae")
+    common = {"output": str(folder / "run"), "vae": str(folder / "vae"), "bf16": False}
+    stage1 = Stage1Recipe(
         task="stage1",
-        output=str(tmp_path / "run"),
-        vae=str(vae_folder),
         model=TRANSFORMER,
         text=TEXT,
-        phases=(phase,),
+        phases=(Stage1Phase(steps=2, batch=4, frames=5, learning_rate=1e-3),),
         size=SIZE,
         clips={5: 8},
-        bf16=False,
+        **common,
     )
-    return Stage1Task(recipe, CPU)
+    phase = Stage2Phase(steps=2, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), times_per_clip=3)
+    stage2 = Stage2Recipe(
+        task="stage2",
+        model=TRANSFORMER | {"text_embed_dim": 12, "noise_step_embed": True, "num_frames_embed": True},
+        phases=(phase,),
+        size=(32, 48),
+        watch_clips=2,
+        **common,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flashvideo.training.pool.SHARD", 4)
+        return Stage1Task(stage1, CPU), Stage2Task(stage2, CPU)
 
 
 @pytest.fixture
-def stage2(vae_folder: Path, tmp_path: Path) -> Stage2Task:
-    phase = Stage2Phase(steps=2, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), times_per_clip=3)
-    recipe = Stage2Recipe(
-        task="stage2",
-        output=str(tmp_path / "run"),
-        vae=str(vae_folder),
-        model=TRANSFORMER | {"text_embed_dim": 12, "noise_step_embed": True, "num_frames_embed": True},
-        phases=(phase,),
-        size=(96, 160),
-        bf16=False,
-    )
-    return Stage2Task(recipe, CPU)
+def stage1(built: tuple[Stage1Task, Stage2Task]) -> Stage1Task:
+    return copy.deepcopy(built[0])
+
+
+@pytest.fixture
+def stage2(built: tuple[Stage1Task, Stage2Task]) -> Stage2Task:
+    return copy.deepcopy(built[1])
 
 
 def _batch(task: Stage1Task | Stage2Task, count: int) -> list[Any]:
@@ -162,18 +170,19 @@ def test_stage_1_starts_from_weights_or_from_a_description_not_both(stage1: Stag
 
 def test_stage_1_samples_have_the_size_of_a_preview_and_follow_the_seed(stage1: Stage1Task) -> None:
     options = {"steps": 2, "guidance": 2.0, "frames": 5}
-    first, again = (stage1.sample(["a red ball"], seed=1, **options) for _ in range(2))
+    first, again = (stage1.previews.sample(["a red ball"], seed=1, **options) for _ in range(2))
     assert first.shape == (1, 5, 3, *SIZE)
     assert torch.equal(first, again)
-    assert not torch.equal(first, stage1.sample(["a red ball"], seed=2, **options))
+    assert not torch.equal(first, stage1.previews.sample(["a red ball"], seed=2, **options))
 
 
 def test_stage_1_is_judged_by_the_readers_and_leaves_a_picture(stage1: Stage1Task, tmp_path: Path) -> None:
-    values = stage1.validate(tmp_path, 2)
+    values = stage1.validate(tmp_path, count=2)
     assert set(values) == {"color", "shape", "motion", "background", "all"}
     assert all(0 <= v <= 1 for v in values.values())
     assert all((tmp_path / name).exists() for name in ("validation.png", "guess.png"))
     assert stage1.score(values) == pytest.approx(np.mean([v for k, v in values.items() if k != "all"]))
+    assert stage1.warnings(values, [values]) == []
 
 
 def test_the_first_guess_is_the_clean_clip_that_v_of_pure_noise_means(stage1: Stage1Task) -> None:
@@ -186,7 +195,7 @@ def test_the_first_guess_is_the_clean_clip_that_v_of_pure_noise_means(stage1: St
 
     stage1.transformer.forward = forward
     expected = decode_latents(stage1.vae, clean, scale=stage1.vae.config.scaling_factor, clamp=True)
-    torch.testing.assert_close(stage1.guess(["a red ball"], frames=5), expected)
+    torch.testing.assert_close(stage1.previews.guess(["a red ball"], frames=5), expected)
     assert seen == [999.0]
 
 
@@ -354,14 +363,16 @@ def test_stage_2_sends_its_share_of_small_clips_through_the_vae(stage2: Stage2Ta
 
 def test_stage_2_is_judged_at_full_size_and_leaves_a_picture(stage2: Stage2Task, tmp_path: Path) -> None:
     values = stage2.validate(tmp_path)
-    assert {"world_gain", "world_energy", "world_fidelity", "natural_gain"} <= set(values)
+    assert {"steps1_gain", "steps2_bank", "steps4_energy", "steps8_fidelity", "floor_energy"} <= set(values)
     assert all(np.isfinite(v) for v in values.values())
-    assert (tmp_path / "validation.png").exists() and np.isfinite(stage2.score(values))
+    with Image.open(tmp_path / "validation.png") as sheet:
+        assert sheet.size == (4 * 48, 2 * 32)  # input, 1 step, 4 steps and truth of both clips
 
 
 def test_stage_2_enhances_to_scale_times_the_size(stage2: Stage2Task) -> None:
     low = torch.zeros(1, 5, 3, 8, 12)
-    assert stage2.enhance(low, steps=2, noise_step=250).shape == (1, 5, 3, 32, 48)
+    results = stage2.enhance(low, ["a red ball"], steps=(2, 3), noise_step=250)
+    assert [result.shape for result in results] == [(1, 5, 3, 32, 48)] * 2
 
 
 def test_crops_of_one_batch_share_their_size_and_batches_alternate() -> None:

@@ -136,14 +136,15 @@ def load_cogvideox_transformer(
     return model.eval()
 
 
-def start_stage2_from_cogvideox(folder: Path) -> FlashVideoTransformer3DModel:
+def start_stage2_from_cogvideox(folder: Path, *, rotary: bool = True) -> FlashVideoTransformer3DModel:
     """Makes a new Stage II transformer of a CogVideoX transformer (paper section 3.2).
 
-    Positions become rotary, whatever they were. The embedders of the noise step and of the number of frames are new:
-    they output zero until they are trained.
+    Positions become rotary, or a fixed table, whatever they were: neither has weights. The embedders of the noise step
+    and of the number of frames are new: they output zero until they are trained.
 
     Args:
         folder: The transformer's own folder.
+        rotary: 3D RoPE, as in the paper; otherwise CogVideoX-2B's sines and cosines, which the paper compares with.
 
     Returns:
         The transformer, float32, for training.
@@ -153,7 +154,7 @@ def start_stage2_from_cogvideox(folder: Path) -> FlashVideoTransformer3DModel:
     """
     config = cogvideox_config(read_cogvideox_config(folder))
     config |= {
-        "use_rotary_positional_embeddings": True,
+        "use_rotary_positional_embeddings": rotary,
         "noise_step_embed": True,
         "num_frames_embed": True,
     }

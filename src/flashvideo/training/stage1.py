@@ -1,91 +1,56 @@
-"""Stage I training: v-prediction with zero-terminal SNR, the text encoder trained jointly.
+"""Stage I training: v-prediction with zero-terminal SNR, of a new model, an own one or CogVideoX (paper section 3.1).
 
-Shapes: latents (B, f, C, h, w), text (B, L, D). Equations: `flashvideo.schedule`.
+The loss is the plain mean squared error of v. CogVideoX's public training code weighs that of the clean latents by
+1 / (1 - alpha_bar), which is the same, since x0 = a x - sqrt(1 - a^2) v. "No text" is zeros: what sampling is guided
+against here, and what CogVideoX's own training dropped text to (diffusers' pipeline, which encodes "", does otherwise).
+
+Shapes: pixels (B, F, 3, H, W), latents (B, f, C, h, w), text (B, L, D). Equations: `flashvideo.schedule`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import T5Config, T5EncoderModel
+from torch.utils.data import Dataset, default_collate
+from transformers import T5EncoderModel
 
-from flashvideo.data.captions import caption, full_caption, vocabulary
-from flashvideo.data.shapes_world import NUM_FRAMES, Scene, sample_scene
+from flashvideo.data.captions import full_caption
+from flashvideo.data.clip_samples import format_skipped
+from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
-from flashvideo.models.lora import refuse_kept_lora
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
-from flashvideo.presets import NANO
-from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
-from flashvideo.shapes import latent_shape
-from flashvideo.text import build_word_tokenizer, encode_prompts
+from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
+from flashvideo.text import encode_prompts
+from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips, phase_clips
 from flashvideo.training.draws import Draws, sample_seed
-from flashvideo.training.pool import build_pool, load_pool, pool_scene
-from flashvideo.training.recipes import Stage1Phase, Stage1Recipe
+from flashvideo.training.lora import add_lora, save_lora
+from flashvideo.training.pool import build_pool, load_pool
+from flashvideo.training.previews import Previews
+from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, image_share
+from flashvideo.training.starts import (
+    compile_blocks,
+    freeze,
+    stage1_start,
+    start_preset,
+    trains_text,
+)
 from flashvideo.training.task import fallen
-from flashvideo.vae import decode_latents
+from flashvideo.training.world import PoolClips, held_out_scenes
+from flashvideo.vae import encode_pixels
+from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import contact_sheet, save_image
 
+logger = logging.getLogger(__name__)
 
-class PoolClips(Dataset):
-    """Clips of a phase in an order reshuffled every epoch, each time with another caption.
-
-    Args:
-        pools: encoded clips (N, f, C, h, w) by their number of frames.
-        recipe: whose seed and emphasis made the pools.
-        phase_index: which phase of the recipe.
-        clips_per_step: of all processes and accumulated batches.
-        temporal: the VAE's compression in time.
-
-    A sample is (latents, caption, latent frames of the whole clip).
-    """
-
-    def __init__(
-        self,
-        pools: Mapping[int, Tensor],
-        recipe: Stage1Recipe,
-        phase_index: int,
-        clips_per_step: int,
-        temporal: int,
-    ) -> None:
-        self.pools, self.recipe, self.temporal = pools, recipe, temporal
-        self.clips_per_step = clips_per_step
-        phase = recipe.phases[phase_index]
-        self.lengths = phase.lengths or (phase.frames,)
-        self.seed = sample_seed(recipe.seed, phase_index)
-
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str, int]:
-        step, place = index
-        cycle, slot = divmod(step, len(self.lengths))
-        frames = self.lengths[slot]
-        # How many steps of this length came before this one.
-        before = cycle * self.lengths.count(frames) + self.lengths[:slot].count(frames)
-        # Single frames are the first ones of clips.
-        source = (
-            frames if frames in self.pools else max(self.pools, key=lambda length: len(self.pools[length]))
-        )
-        pool = self.pools[source]
-        epoch, place = divmod(before * self.clips_per_step + place, len(pool))
-        clip = int(np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(pool))[place])
-        scene = pool_scene(sample_seed(self.recipe.seed, source), clip, self.recipe.emphasis)
-        text = caption(scene, np.random.default_rng(sample_seed(self.seed, 5, *index)))
-        latents = pool[clip, : 1 + (frames - 1) // self.temporal]
-        return latents, text, len(latents)
-
-
-def held_out_scenes(count: int, *, first: int = 0) -> list[Scene]:
-    """Fixed scenes of combinations never trained on; one object, no pan: what prompts are judged by."""
-    return [
-        sample_scene(sample_seed(424_242, i), held_out=True, second_object=0.0, pan=0.0)
-        for i in range(first, first + count)
-    ]
+ATTRIBUTES = ("color", "shape", "motion", "background")
+"""What readers look for in previews of the procedural world."""
 
 
 def noisy_timesteps(u: Tensor, density: float) -> Tensor:
@@ -111,41 +76,51 @@ def nearest_visited(timesteps: Tensor, num_inference_steps: int) -> Tensor:
     return scheduler.timesteps[distances.argmin(dim=1)]
 
 
-def compile_blocks(transformer: FlashVideoTransformer3DModel) -> None:
-    """Fuse the operations of each block, in place: names of parameters and saved files stay as they are."""
-    for block in transformer.transformer_blocks:
-        block.compile()
-
-
 class Stage1Task:
-    """The Stage I transformer and its text encoder."""
+    """The Stage I transformer, or an adapter on it, and where it is trained too its text encoder."""
 
     def __init__(self, recipe: Stage1Recipe, device: torch.device) -> None:
-        self.recipe = recipe
+        self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.seed)
-        self.vae = AutoencoderKLCogVideoX.from_pretrained(recipe.vae).to(device).eval().requires_grad_(False)
-        self.tokenizer = build_word_tokenizer(vocabulary())
-        if recipe.start:
-            start = Path(recipe.start)
-            refuse_kept_lora(start)
-            transformer = FlashVideoTransformer3DModel.from_pretrained(start / "stage1_transformer")
-            text_encoder = T5EncoderModel.from_pretrained(start / "text_encoder")
+        start = stage1_start(recipe, device)
+        assert start.tokenizer is not None
+        assert start.text_encoder is not None
+        self.transformer, self.vae, self.preset = start.transformer, start.vae, start.preset
+        self.tokenizer, self.text_encoder = start.tokenizer, start.text_encoder
+        self.scheduler, self.table = start.scheduler, start.scheduler.table.to(device)
+        self.thrift = THRIFTS[0] if recipe.vae_strips else None
+        freeze(self.vae, device)
+        if recipe.lora is not None:
+            add_lora(self.transformer, recipe.lora)
+        self.modules = nn.ModuleDict({"transformer": self.transformer})
+        self.trains_text = trains_text(recipe)
+        if self.trains_text:
+            self.modules["text_encoder"] = self.text_encoder
         else:
-            words = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
-            text_encoder = T5EncoderModel(T5Config(**words, **recipe.text))
-            width = text_encoder.config.d_model
-            transformer = FlashVideoTransformer3DModel(text_embed_dim=width, **recipe.model)
-        self.transformer, self.text_encoder = transformer, text_encoder
-        self.modules = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
-        self.modules.float().to(device).train()
-        self.max_text_tokens = int(transformer.config.max_text_seq_length)
-        self.table = alphas_cumprod_sqrt_table().to(device)
+            freeze(self.text_encoder, device)
+        self.modules.to(device).train()
+        self.max_text_tokens = int(self.transformer.config.max_text_seq_length)
         self.temporal = int(self.vae.config.temporal_compression_ratio)
-        self.pools = {frames: self._pool(frames, count) for frames, count in recipe.clips.items()}
+        self.step_clips: StepClips | None = None
+        self.pools: dict[int, Tensor] = {}
+        self.watched: list[tuple[Tensor, str]] = []
+        if recipe.data is None:
+            self.pools = {frames: self._pool(frames, count) for frames, count in recipe.clips.items()}
+        else:
+            self.watched = self._clips_to_watch()
         if not recipe.start:
-            init_for_training(transformer, *self._examples())
+            init_for_training(self.transformer, *self._examples())
         if recipe.compile:
-            compile_blocks(transformer)
+            compile_blocks(self.transformer)
+        self.previews = Previews(
+            self.transformer,
+            self.vae,
+            self.scheduler,
+            self.encode,
+            size=recipe.size,
+            bf16=recipe.bf16,
+            thrift=self.thrift,
+        )
 
     def _pool(self, frames: int, count: int) -> Tensor:
         """Encoded clips of one length, made if they are not there yet."""
@@ -163,10 +138,29 @@ class Stage1Task:
         )
         return load_pool(folder, count)
 
+    def _clips_to_watch(self) -> list[tuple[Tensor, str]]:
+        """Held-out clips of one's own, of the last phase's longest kind."""
+        recipe = self.recipe
+        data = recipe.validation or recipe.data
+        assert data is not None
+        longest = max(frames for frames, *_ in recipe.shapes(len(recipe.phases) - 1))
+        return held_out_clips(
+            data,
+            shape=(longest, *recipe.size),
+            count=recipe.watch_clips,
+            all_of_it=recipe.validation is not None,
+            temporal=self.temporal,
+            cache=Path(recipe.output) / CACHE,
+        )
+
     def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
         """Noisy latents of single frames and their v: what a new transformer starts from."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        clips = max(self.pools.values(), key=len)[:count]
+        if self.pools:
+            clips = max(self.pools.values(), key=len)[:count]
+        else:
+            dataset = self.dataset(0, 48)
+            clips = torch.cat([self._latents(dataset[0, i][0][None]).cpu() for i in range(48)])
         frame = torch.randint(0, clips.shape[1], (len(clips),), generator=generator)
         latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
         u = torch.rand(len(clips), generator=generator)
@@ -176,23 +170,43 @@ class Stage1Task:
         return add_noise(latents, noise, a), velocity_target(latents, noise, a)
 
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
-        """Latents and captions of a phase."""
-        return PoolClips(self.pools, self.recipe, phase_index, clips_per_step, self.temporal)
+        """What a phase is trained on: encoded procedural clips, or pixels of one's own."""
+        recipe = self.recipe
+        if recipe.data is None:
+            return PoolClips(self.pools, recipe, phase_index, clips_per_step, self.temporal)
+        clips = phase_clips(
+            recipe.data,
+            shapes=recipe.shapes(phase_index),
+            image_share=image_share(recipe.phases[phase_index]),
+            seed=sample_seed(recipe.seed, phase_index),
+            temporal=self.temporal,
+            cache=Path(recipe.output) / CACHE,
+        )
+        held_out = recipe.data.held_out if recipe.validation is None else 0.0
+        self.step_clips = StepClips(clips, clips_per_step, held_out=held_out)
+        return self.step_clips
 
-    def encode(self, prompts: list[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings (B, L, D) of prompts."""
         return encode_prompts(
             prompts, self.tokenizer, self.text_encoder, max_text_tokens=self.max_text_tokens
         )
 
-    def loss(
-        self, batch: tuple[Tensor, list[str], Tensor], phase_index: int, draws: Draws
-    ) -> tuple[Tensor, dict[str, float]]:
+    @torch.no_grad()
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """The posterior's means of clips (B, F, 3, H, W)."""
+        scale = float(self.vae.config.scaling_factor)
+        return encode_pixels(self.vae, pixels.to(self.device), scale=scale, thrift=self.thrift).float()
+
+    def loss(self, batch: Sequence[Any], phase_index: int, draws: Draws) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of v, text dropped for guidance."""
-        latents, prompts, num_frames = batch
+        clips, prompts, *notes = batch
+        if notes and self.step_clips is not None:
+            self.step_clips.record(notes[0])
         phase = self.recipe.phases[phase_index]
-        latents = latents.to(draws.device).float()
-        positions = keyframes(latents.shape[1], phase, draws.shared)
+        latents = self._latents(clips) if self.recipe.data else clips.to(self.device).float()
+        num_frames = latents.shape[1]
+        positions = keyframes(num_frames, phase, draws.shared)
         if positions is not None:
             latents = latents[:, positions]
         text = self.encode(list(prompts))
@@ -204,7 +218,7 @@ class Stage1Task:
         noise = draws.normal(latents.shape[1:])
         noisy = add_noise(latents, noise, a)
         output = self.transformer(
-            noisy, text, timesteps.float(), frame_positions=positions, num_frames=int(num_frames[0])
+            noisy, text, timesteps.float(), frame_positions=positions, num_frames=num_frames
         ).sample
         error = (output.float() - velocity_target(latents, noise, a)).square().flatten(1).mean(1)
         high = timesteps > 800
@@ -212,78 +226,104 @@ class Stage1Task:
         return error.mean(), named
 
     @torch.no_grad()
-    def sample(
-        self, prompts: list[str], *, steps: int, guidance: float, frames: int, seed: int = 0
-    ) -> Tensor:
-        """Previews (B, F, 3, H, W) in [-1, 1], without the pipeline's bookkeeping."""
-        device = self.vae.device
-        generator = torch.Generator(device).manual_seed(seed)
-        scheduler = FlashVideoScheduler()
-        scheduler.set_timesteps(steps, device)
-        latents = self._noise(len(prompts), frames, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            text = self.encode(prompts)
-            both = torch.cat((torch.zeros_like(text), text))
-            for timestep in scheduler.timesteps:
-                times = timestep.float().expand(2 * len(prompts))
-                output = self.transformer(latents.repeat(2, 1, 1, 1, 1), both, times).sample.float()
-                unconditional, conditional = output.chunk(2)
-                v = unconditional + guidance * (conditional - unconditional)
-                latents = scheduler.step(v, timestep, latents, generator=generator).prev_sample
-            return self._decode(latents)
+    def validate(self, folder: Path, *, count: int = 32) -> dict[str, float]:
+        """Of the procedural world what readers find in previews of held-out prompts, else the held-out clips' loss.
 
-    @torch.no_grad()
-    def guess(self, prompts: list[str], *, frames: int, seed: int = 0) -> Tensor:
-        """The first guess from pure noise, (B, F, 3, H, W) in [-1, 1]: the mean of all clips that fit a prompt.
-
-        It shows what the text has taught: where two prompts look alike here, the model takes them for the same.
+        Args:
+            folder: Gets contact sheets of previews, three frames of each, and of the procedural world's first guesses.
+            count: Prompts of the procedural world.
         """
-        generator = torch.Generator(self.vae.device).manual_seed(seed)
-        noise = self._noise(1, frames, generator).expand(len(prompts), -1, -1, -1, -1)
-        with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            last = torch.full((len(prompts),), float(len(self.table) - 1), device=self.vae.device)
-            # At the last step a is 0, and v is minus the clean latents.
-            return self._decode(-self.transformer(noise, self.encode(prompts), last).sample.float())
+        if self.recipe.data is None:
+            return self._judge(count, folder)
+        if self.step_clips is not None and self.step_clips.clips.skipped:
+            logger.info(format_skipped(self.step_clips.clips.skipped))
+        losses = []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            for place, sample in enumerate(self.watched):
+                draws = Draws(0, 0, [place], len(self.watched), self.device)
+                losses.append(
+                    float(self.loss(default_collate([sample]), len(self.recipe.phases) - 1, draws)[0])
+                )
+        if self.recipe.prompts:
+            numbers = self.preset.stage1
+            frames = max(frames for frames, *_ in self.recipe.shapes(len(self.recipe.phases) - 1))
+            clips = [
+                self.previews.sample(
+                    [prompt],
+                    steps=self.recipe.preview_steps or numbers.num_inference_steps,
+                    guidance=numbers.guidance_scale,
+                    guidance_schedule=numbers.guidance_schedule,
+                    frames=frames,
+                )
+                for prompt in self.recipe.prompts
+            ]
+            _write_sheet(folder / "validation.png", torch.cat(clips))
+        return {"held_out_loss": float(np.mean(losses))}
 
-    def _noise(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
-        shape = latent_shape(frames, *self.recipe.size, vae_config=self.vae.config)
-        return torch.randn(shape.as_tuple(count), generator=generator, device=generator.device)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        scale = float(self.vae.config.scaling_factor)
-        clips = [decode_latents(self.vae, x[None], scale=scale, clamp=True) for x in latents]
-        return torch.cat(clips).float().clamp(-1, 1)
-
-    @torch.no_grad()
-    def validate(self, folder: Path, count: int = 32) -> dict[str, float]:
-        """What share of held-out prompts' attributes the readers find in the previews.
-
-        Writes contact sheets of previews and of first guesses, three frames of each.
-        """
+    def _judge(self, count: int, folder: Path) -> dict[str, float]:
+        """What share of held-out prompts' attributes the readers find in the previews."""
         scenes = held_out_scenes(count)
         prompts = [full_caption(s) for s in scenes]
-        steps, guidance = NANO.stage1.num_inference_steps, NANO.stage1.guidance_scale
-        clips = self.sample(prompts, steps=steps, guidance=guidance, frames=NUM_FRAMES)
+        numbers = self.preset.stage1
+        clips = self.previews.sample(
+            prompts,
+            steps=self.recipe.preview_steps or numbers.num_inference_steps,
+            guidance=numbers.guidance_scale,
+            guidance_schedule=numbers.guidance_schedule,
+            frames=NUM_FRAMES,
+        )
         found = [agreement(read_clip(clip), scene) for clip, scene in zip(clips, scenes, strict=True)]
-        guesses = self.guess(prompts[:16], frames=NUM_FRAMES)
-        for name, shown in (("validation", clips[:16]), ("guess", guesses)):
-            frames = torch.stack([clip[i] for clip in shown for i in (0, NUM_FRAMES // 2, NUM_FRAMES - 1)])
-            save_image(folder / f"{name}.png", contact_sheet(frames, columns=6))
+        _write_sheet(folder / "validation.png", clips[:16])
+        _write_sheet(folder / "guess.png", self.previews.guess(prompts[:16], frames=NUM_FRAMES))
         values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
         return values | {"all": float(np.mean([all(f.values()) for f in found]))}
 
     def score(self, values: Mapping[str, float]) -> float:
-        """Mean share of attributes that are right."""
-        return float(np.mean([values[name] for name in ("color", "shape", "motion", "background")]))
+        """Mean share of attributes that are right; with clips of one's own minus the held-out clips' loss."""
+        if self.recipe.data is not None:
+            return -values["held_out_loss"]
+        return float(np.mean([values[name] for name in ATTRIBUTES]))
 
     def warnings(self, values: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> list[str]:
-        """Whether an attribute that was right more often is not any more."""
-        return fallen(values, history, dict.fromkeys(("color", "shape", "motion", "background"), 0.25))
+        """What the newest figures show to be going wrong, in sentences; `history` are those before."""
+        if self.recipe.data is None:
+            return fallen(values, history, dict.fromkeys(ATTRIBUTES, 0.25))
+        best = min((earlier["held_out_loss"] for earlier in history), default=float("inf"))
+        now = values["held_out_loss"]
+        if now <= 1.1 * best:
+            return []
+        return [
+            f"the loss of held-out clips is {now:.4g}, more than a tenth above its best, {best:.4g}: the model learns "
+            "the training clips by heart; stop, take the best weights, or add clips"
+        ]
 
     def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
-        """Write transformer, text encoder, tokenizer and scheduler folders."""
-        networks: Any = modules or self.modules
-        networks["transformer"].save_pretrained(folder / "stage1_transformer")
-        networks["text_encoder"].save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        FlashVideoScheduler().save_pretrained(folder / "stage1_scheduler")
+        """Write the adapter alone, or transformer, text encoder, tokenizer and scheduler folders.
+
+        A text encoder that stays what it was in a whole model, or in a CogVideoX, is not written again.
+
+        Args:
+            folder: Where to.
+            modules: What to write instead of the task's own modules.
+        """
+        modules = self.modules if modules is None else modules
+        transformer = modules["transformer"]
+        assert isinstance(transformer, FlashVideoTransformer3DModel)
+        if self.recipe.lora is not None:
+            save_lora(transformer, folder)
+            return
+        transformer.save_pretrained(folder / "stage1_transformer")
+        self.scheduler.save_pretrained(folder / "stage1_scheduler")
+        start = Path(self.recipe.start) if self.recipe.start else None
+        if self.trains_text or start_preset(start) is None:
+            text_encoder = modules["text_encoder"] if self.trains_text else self.text_encoder
+            assert isinstance(text_encoder, T5EncoderModel)
+            text_encoder.save_pretrained(folder / "text_encoder")
+            self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _write_sheet(path: Path, clips: Tensor) -> None:
+    """Three frames of each clip, two clips a row."""
+    last = clips.shape[1] - 1
+    frames = torch.stack([clip[i] for clip in clips for i in (0, (last + 1) // 2, last)])
+    save_image(path, contact_sheet(frames, columns=6))
