@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flashvideo.data.clip_sources import ClipSource
 from flashvideo.schedule import FlashVideoScheduler, alphas_cumprod_sqrt_table, clean_from_velocity
+from flashvideo.training.clip_data import ClipData
 from flashvideo.training.draws import Draws
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.stage1 import Stage1Task
@@ -128,3 +130,11 @@ def test_a_start_that_lacks_a_part_is_an_error_that_names_it(recipe, tiny_vae, t
     tiny_vae.save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="start must have the folder text_encoder"):
         Stage1Task(dataclasses.replace(empty, vae=str(tmp_path / "vae")), CPU)
+
+
+def test_a_new_stage_1_cannot_read_the_captions_of_clips_of_ones_own(recipe):
+    data = ClipData(sources=(ClipSource(path="clips"),))
+    with pytest.raises(
+        ValueError, match="data needs a 'start' whose text encoder knows the words of its captions"
+    ):
+        dataclasses.replace(recipe, start="", vae="vae", model={"a": 1}, text={"a": 1}, data=data)

@@ -156,11 +156,7 @@ class Stage1Task:
     def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
         """Noisy latents of single frames and their v: what a new transformer starts from."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        if self.pools:
-            clips = max(self.pools.values(), key=len)[:count]
-        else:
-            dataset = self.dataset(0, 48)
-            clips = torch.cat([self._latents(dataset[0, i][0][None]).cpu() for i in range(48)])
+        clips = max(self.pools.values(), key=len)[:count]
         frame = torch.randint(0, clips.shape[1], (len(clips),), generator=generator)
         latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
         u = torch.rand(len(clips), generator=generator)
@@ -326,4 +322,4 @@ def _write_sheet(path: Path, clips: Tensor) -> None:
     """Three frames of each clip, two clips a row."""
     last = clips.shape[1] - 1
     frames = torch.stack([clip[i] for clip in clips for i in (0, (last + 1) // 2, last)])
-    save_image(path, contact_sheet(frames, columns=6))
+    save_image(path, contact_sheet(frames, columns=3 * min(2, len(clips))))

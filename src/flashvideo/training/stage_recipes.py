@@ -103,6 +103,11 @@ class Stage1Recipe(Recipe):
             raise ValueError("lora trains an adapter of the transformer alone; leave out train_text")
         _check_counts(self, watch_clips=1, preview_steps=0)
         _check_validation(self.data, self.validation)
+        if self.data is not None and not self.start:
+            raise ValueError(
+                "data needs a 'start' whose text encoder knows the words of its captions, got none; a new Stage I "
+                "knows those of the procedural world alone"
+            )
 
     def _check_procedural(self) -> None:
         for index, phase in enumerate(self.phases):
