@@ -10,9 +10,11 @@ import torch
 from flashvideo.data.clip_sources import ClipSource
 from flashvideo.schedule import FlashVideoScheduler, alphas_cumprod_sqrt_table, clean_from_velocity
 from flashvideo.training.clip_data import ClipData
+from flashvideo.training.config import LoRA
 from flashvideo.training.draws import Draws
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.stage1 import Stage1Task
+from flashvideo.training.starts import trains_text
 
 CPU = torch.device("cpu")
 BATCH = (
@@ -99,6 +101,21 @@ def test_dropped_text_is_zeros_and_not_the_encoding_of_an_empty_prompt(cogvideox
     cogvideox.transformer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
     cogvideox.loss(BATCH, 0, Draws(0, 0, range(2), 2))
     assert bool(seen[0].any()) == (dropout == 0)
+
+
+def test_a_clip_without_a_caption_has_zeros_for_text(cogvideox):
+    cogvideox.recipe = dataclasses.replace(cogvideox.recipe, text_dropout=0.0)
+    seen = []
+    cogvideox.transformer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    cogvideox.loss((BATCH[0], ["", "a red circle"]), 0, Draws(0, 0, range(2), 2))
+    assert [bool(text.any()) for text in seen[0]] == [False, True]
+
+
+def test_the_text_encoder_of_a_whole_model_is_frozen_on_clips_of_ones_own_alone(recipe, whole_model):
+    start = dataclasses.replace(recipe, start=str(whole_model))
+    data = ClipData(sources=(ClipSource(path="clips"),))
+    assert trains_text(start) and not trains_text(dataclasses.replace(start, data=data))
+    assert not trains_text(dataclasses.replace(start, lora=LoRA(rank=1, alpha=1.0)))
 
 
 def test_latents_of_a_whole_model_have_its_own_scale_and_its_own_sampling_is_watched(recipe, whole_model):

@@ -195,7 +195,7 @@ class Stage1Task:
         return encode_pixels(self.vae, pixels.to(self.device), scale=scale, thrift=self.thrift).float()
 
     def loss(self, batch: Sequence[Any], phase_index: int, draws: Draws) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error of v, text dropped for guidance."""
+        """Mean squared error of v, text dropped for guidance; a clip without a caption counts as dropped."""
         clips, prompts, *notes = batch
         if notes and self.step_clips is not None:
             self.step_clips.record(notes[0])
@@ -206,7 +206,9 @@ class Stage1Task:
         if positions is not None:
             latents = latents[:, positions]
         text = self.encode(list(prompts))
-        text = text * (draws.uniform() >= self.recipe.text_dropout)[:, None, None]
+        given = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
+        keep = given & (draws.uniform() >= self.recipe.text_dropout)
+        text = text * keep[:, None, None]
         timesteps = noisy_timesteps(draws.stratified(), phase.density)
         if phase.sampler_steps:
             timesteps = nearest_visited(timesteps, phase.sampler_steps)

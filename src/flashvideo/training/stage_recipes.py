@@ -60,7 +60,8 @@ class Stage1Recipe(Recipe):
         text: arguments of the T5 text encoder, likewise.
         phases: in order.
         lora: train an adapter beside frozen weights; none trains all of them.
-        train_text: train the text encoder too. By default not with `lora`, and not one that a CogVideoX brings.
+        train_text: train the text encoder too. By default on the procedural world alone, and not with `lora`, nor the
+            one that a CogVideoX brings.
         size: (height, width) of the preview.
         text_dropout: share of samples trained with zeros for text, which is what sampling is guided against.
         data: clips of one's own to train on; by default the procedural world.
