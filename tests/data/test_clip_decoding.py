@@ -100,7 +100,8 @@ def test_a_file_that_is_cut_off_or_no_video_is_one_reason(tmp_path, write_counte
 
 
 def test_a_playlist_reaches_no_other_file(tmp_path, write_counted):
-    write_counted(tmp_path / "counted.ts", num_frames=2)
+    write_counted(tmp_path / "counted.ts")
+    assert read_video_header(clip_file(tmp_path / "counted.ts")).num_frames == 24
     playlist = tmp_path / "list.mp4"
     for text in (
         "ffconcat version 1.0\nfile counted.ts\n",
