@@ -1,1 +1,1 @@
-"""Training data: the procedural captioned world, and its uncaptioned natural-statistics companion."""
+"""Training data: the procedural captioned world, its natural-statistics companion, and clips of one's own."""

@@ -27,6 +27,9 @@ from flashvideo.video.errors import VideoError
 
 logger = logging.getLogger(__name__)
 
+HEAD_BYTES = 128
+"""As many of a file's first bytes tell where its content should end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
@@ -85,9 +88,9 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
         if first is None:
             raise VideoError(_no_frame(path))
         sideways = round(first.rotation / 90) % 2 == 1
-        aspect = _pixel_aspect_ratio(stream)
-        frame_rate = _stream_rate(stream)
-        num_frames = _declared_frames(container, stream)
+        aspect = pixel_aspect_ratio(stream)
+        frame_rate = stream_rate(stream)
+        num_frames = declared_frames(container, stream)
         codec, metadata = stream.codec_context.name, _generation_tags(container.metadata)
     if num_frames == 0:  # Matroska and WebM keep no count: read the packets, decode none
         with _open(path) as (container, stream):
@@ -130,7 +133,7 @@ def read_video(path: str | os.PathLike[str], *, start: int = 0, num_frames: int 
         VideoError: The file cannot be read, is cut off or damaged, or has fewer frames than asked for.
     """
     with _open(path) as (_, stream):
-        frame_rate = _stream_rate(stream)
+        frame_rate = stream_rate(stream)
     levels = np.stack(list(_level_frames(path, start=start, num_frames=num_frames)))  # (F, H, W, 3)
     return Video(frames=frames_from_levels(levels), frame_rate=frame_rate)
 
@@ -182,7 +185,7 @@ def _level_frames(path: str | os.PathLike[str], *, start: int, num_frames: int |
     stop = None if num_frames is None else start + num_frames
     count = 0
     with _open(path) as (container, stream):
-        if (aspect := _pixel_aspect_ratio(stream)) != 1:
+        if (aspect := pixel_aspect_ratio(stream)) != 1:
             logger.warning(
                 "%s has pixels of aspect %s; its frames are used as stored, not stretched", path, aspect
             )
@@ -240,9 +243,9 @@ def _cannot_open(path: Path, error: Exception) -> str:
 
 def _decode(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
     """Yield every frame that can be decoded, then say so if the file promised more."""
-    declared = _declared_frames(container, stream)
+    declared = declared_frames(container, stream)
     if declared == 0 and container.duration:
-        declared = round(container.duration / av.time_base * _stream_rate(stream))
+        declared = round(container.duration / av.time_base * stream_rate(stream))
     cut_off = _is_cut_off(container, stream, path)
     count, reason = 0, ""
     try:
@@ -269,21 +272,31 @@ def _decode(container: InputContainer, stream: VideoStream, path: Path) -> Itera
         )
 
 
-def _declared_frames(container: InputContainer, stream: VideoStream) -> int:
-    """Number of frames to be shown according to the index; 0 if the container keeps none."""
+def declared_frames(container: InputContainer, stream: VideoStream) -> int:
+    """Number of frames to be shown according to the index of an open file; 0 if the container keeps none."""
     if stream.frames and "mp4" in container.format.name:
         return sum(1 for entry in stream.index_entries if not entry.is_discard)
     return int(stream.frames)
 
 
 def _is_cut_off(container: InputContainer, stream: VideoStream, path: Path) -> bool:
-    """Whether the container's own index or header promises bytes beyond the end of the file."""
-    size = path.stat().st_size
+    with path.open("rb") as file:
+        return promises_more(container, stream, size=path.stat().st_size, head=file.read(HEAD_BYTES))
+
+
+def promises_more(container: InputContainer, stream: VideoStream, *, size: int, head: bytes) -> bool:
+    """Whether the container's own index or header promises bytes beyond the end of the file.
+
+    Args:
+        container: The open file.
+        stream: Its video stream.
+        size: Bytes that the file has.
+        head: Its first `HEAD_BYTES`.
+    """
     if "mp4" in container.format.name:
         return any(entry.pos + entry.size > size for entry in stream.index_entries)
     if "matroska" in container.format.name:
-        with path.open("rb") as file:
-            return _matroska_end(file.read(128)) > size
+        return _matroska_end(head) > size
     return False
 
 
@@ -307,7 +320,8 @@ def _matroska_end(head: bytes) -> int:
     return position
 
 
-def _stream_rate(stream: VideoStream) -> Fraction:
+def stream_rate(stream: VideoStream) -> Fraction:
+    """Average frames per second, or FFmpeg's guess where a file does not say."""
     return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
 
 
@@ -320,7 +334,8 @@ def _generation_tags(tags: Mapping[str, str]) -> dict[str, Any]:
     return {}
 
 
-def _pixel_aspect_ratio(stream: VideoStream) -> Fraction:
+def pixel_aspect_ratio(stream: VideoStream) -> Fraction:
+    """Width of one pixel over its height; 1 where a file does not say."""
     return stream.sample_aspect_ratio or Fraction(1)  # FFmpeg writes "not known" as 0
 
 

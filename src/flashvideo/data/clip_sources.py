@@ -1,0 +1,110 @@
+"""What a recipe names as data: a folder, a table or tar shards, here or behind any fsspec URL.
+
+A folder is read with all folders in it: videos and pictures, each with its caption in a `.txt` file of the same stem.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+
+from flashvideo.data.clip_cache import FileCache
+from flashvideo.data.clip_entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipEntry, Listing, suffix_of
+from flashvideo.data.clip_files import ClipFile, file_stamp, file_system, full_url
+from flashvideo.data.clip_shards import find_shards, list_shards
+from flashvideo.data.clip_tables import TABLE_SUFFIXES, list_table
+
+logger = logging.getLogger(__name__)
+
+_PACKED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """One source of clips.
+
+    Attributes:
+        path: A folder; a table ending in .csv, .jsonl or .parquet; a tar file, a pattern of them such as
+            `shards/{000..012}.tar`, or a folder of them. A path, or a URL such as `s3://bucket/clips`.
+        weight: How many times as often as clips of weight 1 each of its clips is seen.
+        name: What to call it; its path if empty.
+    """
+
+    path: str
+    weight: float = 1.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("path of a source must name a folder, a table or tar shards, got an empty one")
+        if not 0 < self.weight <= 1000:
+            raise ValueError(
+                f"weight of a source must be greater than 0 and at most 1000, got {self.weight}; "
+                "leave the source out to not use it"
+            )
+
+
+def list_source(source: ClipSource, *, cache: FileCache, progress: bool = True) -> Listing:
+    """Lists the clips of a source; no video or picture is opened.
+
+    Args:
+        source: The source.
+        cache: Where the members of tar shards are looked up, and kept.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: If there is nothing there, or it is none of the three kinds, or a table is not right.
+        ImportError: If it is a Parquet table and pyarrow is not installed.
+    """
+    url, name = os.path.expanduser(source.path), source.name or source.path
+    if url.lower().endswith(_PACKED_TARS):
+        raise ValueError(
+            f"{url} is a compressed tar file, in which no sample can be reached alone; unpack it to a .tar"
+        )
+    if suffix_of(url) in TABLE_SUFFIXES:
+        return list_table(url, source=name)
+    if suffix_of(url) == ".tar":
+        return list_shards(find_shards(url), source=name, cache=cache, progress=progress)
+    system, path = file_system(url)
+    if not system.isdir(path):
+        found = "is a file of another kind" if system.exists(path) else "does not exist"
+        raise ValueError(
+            f"{url} {found}, expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or tar shards"
+        )
+    infos = {full_url(system, found): info for found, info in system.find(path, detail=True).items()}
+    files = {url: info for url, info in sorted(infos.items()) if not _base(url).startswith(".")}
+    entries = _folder_entries(files, name)
+    shards = [url for url in files if suffix_of(url) == ".tar"]
+    if entries and shards:
+        logger.warning(
+            "%s holds %d tar files beside videos and pictures; they are not read", url, len(shards)
+        )
+    if not entries and shards:
+        return list_shards(shards, source=name, cache=cache, progress=progress)
+    if not entries:
+        raise ValueError(f"{url} holds no video, no picture and no tar file, expected clips; check the name")
+    return Listing(entries=entries, problems={})
+
+
+def _folder_entries(files: dict[str, dict], source: str) -> list[ClipEntry]:
+    """The clips among a folder's files, given with what the file system tells of each."""
+    captions = {url[:-4]: url for url in files if suffix_of(url) == ".txt" and files[url].get("size") != 0}
+    entries = []
+    for url, info in files.items():
+        suffix = suffix_of(url)
+        if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES:
+            caption = captions.get(url[: -len(suffix)])
+            entries.append(
+                ClipEntry(
+                    name=url,
+                    file=ClipFile(url=url),
+                    source=source,
+                    is_image=suffix in IMAGE_SUFFIXES,
+                    caption_file=None if caption is None else ClipFile(url=caption),
+                    stamp=file_stamp(info),
+                )
+            )
+    return entries
+
+
+def _base(url: str) -> str:
+    return url.rpartition("/")[2]

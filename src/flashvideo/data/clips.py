@@ -1,0 +1,290 @@
+"""Clips of one's own as training data: any folder, table or tar shards, and nothing in them that ends a run.
+
+Sample `index` is of item ``index % len(dataset)`` and depends on the data, the seed and the index alone, so that a
+resumed run sees what an uninterrupted one would have seen. A file that turns out not to be readable is replaced by the
+next of its bucket; the sample carries a note of that, since what a loader's worker process learns is lost with it: the
+process that trains hands the notes of each batch to `ClipDataset.record`, and `format_skipped` lists them in the end.
+
+Shapes: F frames, H height, W width.
+"""
+
+import collections
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from flashvideo.data.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.buckets import Bucket, choose_bucket, fit_frames, place
+from flashvideo.data.clip_cache import FileCache
+from flashvideo.data.clip_config import ClipsConfig
+from flashvideo.data.clip_decoding import ClipHeader, read_image
+from flashvideo.data.clip_entries import ClipEntry
+from flashvideo.data.clip_files import ClipError
+from flashvideo.data.clip_headers import read_headers, reason_of
+from flashvideo.data.clip_samples import ClipSample
+from flashvideo.data.clip_sources import list_source
+from flashvideo.data.clip_windows import find_part, num_frames_at, usable_span
+from flashvideo.video.colour import frames_from_levels, levels_from_image
+
+logger = logging.getLogger(__name__)
+
+_TINY = 1e-6
+
+
+class ClipDataset(Dataset[ClipSample]):
+    """Clips cut to the sizes of a config.
+
+    Making it lists the sources and reads every file's header, in threads. What cannot be used goes into `skipped`.
+
+    Args:
+        config: Which clips, and how they are cut to size.
+        temporal_compression: Of the VAE: a video's frames must be one more than a multiple of it.
+        seed: Of which part of a video, and which crop, a sample shows.
+        training: Draw both at random; otherwise take the middle, the same for every index of an item.
+        cache: JSON file for headers and the members of tar shards, so that the next run does not read them again; a
+            file that has changed is read anew.
+        progress: Whether to show bars.
+
+    Attributes:
+        config: As given.
+        skipped: Reason by name of every clip that was left out or replaced so far.
+        num_without_caption: How many usable clips have no caption.
+        buckets: The bucket of each group.
+        groups: The items of each bucket, for `BucketBatchSampler`.
+
+    Raises:
+        ValueError: If a frame count does not fit the VAE, a source is not right, or no clip can be used.
+        ImportError: If a source needs a package that is not installed.
+    """
+
+    def __init__(
+        self,
+        config: ClipsConfig,
+        *,
+        temporal_compression: int,
+        seed: int = 0,
+        training: bool = True,
+        cache: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        _check_frames(config, temporal_compression)
+        self.config, self.seed, self.training = config, seed, training
+        self.skipped: dict[str, str] = {}
+        self._entries: list[ClipEntry] = []
+        self._headers: list[ClipHeader] = []
+        self._load(FileCache(cache), progress)
+        self.num_without_caption = sum(not entry.has_caption for entry in self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[ClipSample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> ClipSample:
+        """Sample `index`, of item ``index % len(self)``; larger ones are other parts and crops of the same items.
+
+        Raises:
+            IndexError: If the index is negative.
+            ValueError: If not one clip of the item's bucket can be read.
+        """
+        if index < 0:
+            raise IndexError(f"index must be 0 or more, got {index}")
+        item = index % len(self)
+        group, position = self._places[item]
+        items = self.groups[group].items
+        skips: list[tuple[str, str]] = []
+        for attempt in range(len(items)):
+            candidate = int(items[(position + attempt) % len(items)])
+            rng = np.random.default_rng([self.seed, index, attempt]) if self.training else None
+            try:
+                return self._sample(candidate, self.buckets[group], rng, tuple(skips))
+            except MemoryError:
+                raise
+            except Exception as error:  # decoders and file systems of many makers: no clip may end a run
+                skips.append((self._entries[candidate].name, reason_of(error)))
+                if get_worker_info() is None:  # what a worker process records is lost; its notes are not
+                    self.record(skips[-1:])
+        raise ValueError(
+            f"none of the {len(items)} clips of bucket {self.buckets[group]} can be read; the first is "
+            f"{skips[0][0]}: {skips[0][1]}"
+        )
+
+    def caption(self, item: int) -> str:
+        """The caption of an item, without decoding it; empty if there is none.
+
+        Raises:
+            ClipError: If its file cannot be read as a caption.
+        """
+        return self._entries[item].read_caption()
+
+    def record(self, skips: Iterable[tuple[str, str]]) -> None:
+        """Adds a batch's notes of skips to `skipped`, and logs what is new."""
+        for name, reason in skips:
+            if name not in self.skipped:
+                logger.warning("%s is skipped: %s", name, reason)
+            self.skipped[name] = reason
+
+    def batches(
+        self, *, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0, stop: int | None = None
+    ) -> BucketBatchSampler:
+        """A `BucketBatchSampler` of this data set, of its seed and its config's `image_share`."""
+        return BucketBatchSampler(
+            self.groups,
+            num_items=len(self),
+            batch_size=batch_size,
+            image_share=self.config.image_share,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start=start,
+            stop=stop,
+        )
+
+    def fingerprint(self) -> str:
+        """A short hash of the config, the seed, and name, size and length of each usable clip, in their order.
+
+        A resumed run with another fingerprint would see other samples. The files' contents are not hashed.
+        """
+        told = [repr((self.config, self.seed, self.training))]
+        told += [repr((e.name, h)) for e, h in zip(self._entries, self._headers, strict=True)]
+        return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def describe(self) -> str:
+        """One line for people: how many clips, of which buckets, and how many were left out."""
+        images = sum(len(group.items) for group in self.groups if group.is_image)
+        sizes = ", ".join(f"{len(g.items)} of {b}" for g, b in zip(self.groups, self.buckets, strict=True))
+        return (
+            f"{len(self) - images} videos and {images} pictures ({sizes}), {self.num_without_caption} without a "
+            f"caption, {len(self.skipped)} left out"
+        )
+
+    def _load(self, cache: FileCache, progress: bool) -> None:
+        """Lists and reads headers, and sorts what can be used into buckets."""
+        share = self.config.image_share
+        buckets = {False: self.config.video_buckets(), True: self.config.image_buckets()}
+        placed: dict[Bucket, list[int]] = collections.defaultdict(list)
+        weights: list[float] = []
+        num_unwanted = 0
+        for source in self.config.sources:
+            listing = list_source(source, cache=cache, progress=progress)
+            self.skipped.update(listing.problems)
+            wanted = [e for e in listing.entries if (share > 0 if e.is_image else share < 1)]
+            num_unwanted += len(listing.entries) - len(wanted)
+            headers = read_headers(wanted, cache=cache, progress=progress)
+            for entry, header in zip(wanted, headers, strict=True):
+                try:
+                    if isinstance(header, str):
+                        raise ClipError(header)
+                    bucket = self._bucket(entry, header, buckets[entry.is_image])
+                except ClipError as error:
+                    self.skipped[entry.name] = str(error)
+                    continue
+                placed[bucket].append(len(self._entries))
+                self._entries.append(entry)
+                self._headers.append(header)
+                weights.append(source.weight)
+        self._group(placed, np.asarray(weights))
+        self._check_kinds(num_unwanted)
+
+    def _group(self, placed: dict[Bucket, list[int]], weights: np.ndarray) -> None:
+        """Makes the groups, and notes where in them each item stands."""
+        self.buckets: list[Bucket] = sorted(placed)
+        self.groups = [
+            Group(items=np.asarray(placed[b]), weights=weights[placed[b]], is_image=b.num_frames == 1)
+            for b in self.buckets
+        ]
+        self._places = {
+            item: (number, position)
+            for number, bucket in enumerate(self.buckets)
+            for position, item in enumerate(placed[bucket])
+        }
+
+    def _bucket(self, entry: ClipEntry, header: ClipHeader, buckets: list[Bucket]) -> Bucket:
+        """Which of the buckets a clip goes to; ClipError if it does not meet what the config asks for."""
+        config = self.config
+        num_frames = 1
+        if not entry.is_image:
+            if header.frame_rate < config.min_frame_rate - _TINY:
+                raise ClipError(
+                    f"it is too slow: {header.frame_rate:g} fps, at least {config.min_frame_rate:g} are wanted"
+                )
+            first, last = usable_span(entry, header)
+            seconds = last - first + 1 / header.frame_rate
+            if seconds < config.min_seconds - _TINY:
+                raise ClipError(
+                    f"it is too short: {seconds:.2f} s, at least {config.min_seconds:g} are wanted"
+                )
+            num_frames = num_frames_at(entry, header, config.frame_rate)
+        return choose_bucket(
+            buckets,
+            num_frames=num_frames,
+            height=header.height,
+            width=header.width,
+            max_upscale=config.max_upscale,
+        )
+
+    def _check_kinds(self, num_unwanted: int) -> None:
+        """Refuses a data set without what its `image_share` asks for."""
+        share = self.config.image_share
+        kinds = {group.is_image for group in self.groups}
+        for is_image, wanted, word in ((False, share < 1, "video"), (True, share > 0, "picture")):
+            if wanted and is_image not in kinds:
+                first = next((f"; the first, {name}: {why}" for name, why in self.skipped.items()), "")
+                raise ValueError(
+                    f"no {word} can be used, but image_share {share:g} asks for some: {len(self.skipped)} clips were "
+                    f"left out for what they are, {num_unwanted} for the share{first}"
+                )
+
+    def _sample(
+        self,
+        item: int,
+        bucket: Bucket,
+        rng: np.random.Generator | None,
+        skips: tuple[tuple[str, str], ...],
+    ) -> ClipSample:
+        entry, header = self._entries[item], self._headers[item]
+        start = frame_rate = 0.0
+        placement = place(header.height, header.width, bucket, rng)
+        if entry.is_image:
+            all_levels = iter([read_image(entry.file)])
+        else:
+            part = find_part(
+                entry,
+                header,
+                num_frames=bucket.num_frames,
+                frame_rate=self.config.frame_rate,
+                rng=rng,
+                avoid_cuts=self.config.avoid_cuts,
+                tries=self.config.window_tries,
+            )
+            start, frame_rate = part.start, part.frame_rate
+            all_levels = map(levels_from_image, part.images)
+        # One frame after another: all of them at their own size might not fit in memory.
+        frames = [fit_frames(frames_from_levels(levels), placement) for levels in all_levels]
+        return ClipSample(
+            pixels=torch.stack(frames),  # (F, 3, H, W)
+            caption=entry.read_caption(),
+            frame_rate=frame_rate,
+            source=entry.source,
+            name=entry.name,
+            start=start,
+            skips=skips,
+        )
+
+
+def _check_frames(config: ClipsConfig, temporal_compression: int) -> None:
+    """Refuses frame counts that are not one more than a multiple of the VAE's compression in time."""
+    for bucket in config.video_buckets():
+        over = (bucket.num_frames - 1) % temporal_compression
+        if over:
+            fewer = bucket.num_frames - over
+            raise ValueError(
+                f"a bucket's frames must be {temporal_compression}k+1, got {bucket}; try {fewer} or "
+                f"{fewer + temporal_compression}"
+            )
