@@ -241,3 +241,27 @@ def test_dead_leaves_have_a_natural_spectrum() -> None:
         bands = [spectrum[(radius >= r) & (radius < 1.5 * r)].mean() for r in (4, 8, 16, 32)]
         slopes.append(np.polyfit(np.log([4, 8, 16, 32]), np.log(bands), 1)[0])
     assert -2.0 < np.mean(slopes) < -0.8  # photographs: about -1
+
+
+def test_moments_after_the_end_of_the_course_run_back_through_it() -> None:
+    scene = sample_scene(3, second_object=0.0)
+    size = {"height": 24, "width": 40}
+    there = render(scene, times=(0.0, 0.25, 1.0), **size)
+    back = render(scene, times=(2.0, 1.75, 3.0), **size)
+    np.testing.assert_allclose(there, back, atol=1e-5)
+
+
+def test_moments_are_the_frames_of_a_clip_of_that_many() -> None:
+    scene = sample_scene(4, pan=1.0)
+    size = {"height": 24, "width": 40}
+    frames = render(scene, num_frames=5, **size)
+    np.testing.assert_allclose(frames, render(scene, times=(0, 0.25, 0.5, 0.75, 1), **size), atol=1e-6)
+
+
+def test_leaves_at_twice_the_speed_are_every_second_of_the_usual_frames() -> None:
+    size = {"height": 32, "width": 48}
+    usual = render_leaves(7, num_frames=9, **size)
+    fast = render_leaves(7, num_frames=5, speed=2.0, **size)
+    # Both are centred on the middle of their clips, half a frame apart at most.
+    np.testing.assert_allclose(fast[1:4].mean(), usual[2:8].mean(), atol=0.02)
+    assert np.abs(np.diff(fast, axis=0)).mean() > 1.3 * np.abs(np.diff(usual, axis=0)).mean()

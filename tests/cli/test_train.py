@@ -17,6 +17,13 @@ phases:
 """
 
 
+class Line(torch.utils.data.Dataset):
+    """Points on it."""
+
+    def __getitem__(self, index):
+        return torch.tensor([float(sum(index))])
+
+
 class TinyTask:
     """Fits a line."""
 
@@ -24,10 +31,10 @@ class TinyTask:
         self.modules = torch.nn.ModuleDict({"line": torch.nn.Linear(1, 1)})
         self.stop_at, self.steps = stop_at, 0
 
-    def dataset(self, phase_index):
-        return [torch.tensor([float(i)]) for i in range(100)]
+    def dataset(self, phase_index, clips_per_step):
+        return Line()
 
-    def loss(self, batch, phase_index, generator):
+    def loss(self, batch, phase_index, draws):
         if self.steps == self.stop_at:
             raise KeyboardInterrupt
         self.steps += 1
@@ -90,7 +97,7 @@ def test_an_interrupted_training_is_saved_and_resumed(call, recipe, task):
 
 def test_each_task_is_built_by_its_own_class():
     from flashvideo.cli.train import _TASKS
-    from flashvideo.training.config import RECIPES
+    from flashvideo.training.recipes import RECIPES
 
     assert _TASKS.keys() == RECIPES.keys()
     for module, name in _TASKS.values():
@@ -102,7 +109,7 @@ def test_each_task_is_built_by_its_own_class():
     [
         (["missing.yaml"], "recipe must be a YAML file"),
         (["recipe.yaml", "taks=vae"], "unknown key 'taks' in the recipe; did you mean 'task'"),
-        (["recipe.yaml", "task=film"], "task must be one of vae, stage1, stage2, got 'film'"),
+        (["recipe.yaml", "task=film"], "task must be one of vae, stage1, stage2, preference, got 'film'"),
         (["recipe.yaml", "output=recipe.yaml/runs"], "output recipe.yaml/runs cannot be written"),
         (["recipe.yaml", "--device", "toaster"], "device must be one of"),
         (

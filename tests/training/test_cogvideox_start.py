@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
-from flashvideo.training.config import Stage2Phase, Stage2Recipe
 from flashvideo.training.loop import train
+from flashvideo.training.recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.stage2 import Stage2Task
 
 CPU = torch.device("cpu")

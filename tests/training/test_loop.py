@@ -9,8 +9,9 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from flashvideo.training import loop
-from flashvideo.training.config import Phase, VAEPhase, VAERecipe
+from flashvideo.training.config import Phase
 from flashvideo.training.loop import Interrupted, learning_rate, train
+from flashvideo.training.recipes import VAEPhase, VAERecipe
 from flashvideo.training.vae import VAETask
 
 MODEL = {
@@ -48,6 +49,16 @@ def _clip() -> torch.Tensor:
     return torch.linspace(-0.2, 0.9, 16).expand(3, 3, 16, 16).clone()
 
 
+class Same(torch.utils.data.Dataset):
+    """One clip over and over."""
+
+    def __init__(self, clip: torch.Tensor) -> None:
+        self.clip = clip
+
+    def __getitem__(self, index: tuple[int, int]) -> torch.Tensor:
+        return self.clip
+
+
 def _run(recipe: VAERecipe, **options: object) -> TinyVAETask:
     task = TinyVAETask(recipe, torch.device("cpu"))
     train(task, recipe, recipe.phases, **options)  # type: ignore[arg-type]
@@ -63,20 +74,6 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_
         assert torch.equal(a, b)
 
 
-def test_a_run_of_another_kind_of_device_goes_on_with_other_random_numbers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    _run(_recipe(tmp_path), max_minutes=1e-9)
-    saved = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)
-    saved |= {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}  # a GPU's state is as short
-    torch.save(saved, tmp_path / loop.CHECKPOINT)
-    task = _run(_recipe(tmp_path), resume=True)
-    assert "was on cuda and goes on on cpu" in caplog.text
-    assert all(parameter.isfinite().all() for parameter in task.vae.parameters())
-    total = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)["state"]["total"]
-    assert total > saved["state"]["total"]
-
-
 def test_the_saved_weights_are_the_moving_average_and_load(tmp_path: Path) -> None:
     task = _run(_recipe(tmp_path))
     saved = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "vae")
@@ -88,7 +85,7 @@ def test_the_saved_weights_are_the_moving_average_and_load(tmp_path: Path) -> No
 
 def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = _clip()
-    monkeypatch.setattr(TinyVAETask, "dataset", lambda self, index: [clip] * 200)
+    monkeypatch.setattr(TinyVAETask, "dataset", lambda self, *_: Same(clip))
     _run(_recipe(tmp_path, steps=40))
     with (tmp_path / "curve.csv").open() as file:
         losses = [float(r["loss"]) for r in csv.DictReader(file) if r["loss"]]

@@ -3,17 +3,26 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from torch.utils.data import default_collate
 
 from flashvideo.data.shapes_world import is_held_out
 from flashvideo.schedule import velocity_target
-from flashvideo.training.config import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
+from flashvideo.training.draws import Draws
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
-from flashvideo.training.stage1 import Stage1Task, held_out_scenes, nearest_visited, sample_timesteps
+from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
+from flashvideo.training.stage1 import (
+    Stage1Task,
+    held_out_scenes,
+    keyframes,
+    nearest_visited,
+    noisy_timesteps,
+)
 from flashvideo.training.stage2 import CaptionedCrops, Stage2Task
 from flashvideo.training.vae import contrast_distance
 from flashvideo.vae import decode_latents
@@ -51,7 +60,7 @@ def stage1(vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         text=TEXT,
         phases=(phase,),
         size=SIZE,
-        cache_clips=8,
+        clips={5: 8},
         bf16=False,
     )
     return Stage1Task(recipe, CPU)
@@ -72,16 +81,18 @@ def stage2(vae_folder: Path, tmp_path: Path) -> Stage2Task:
     return Stage2Task(recipe, CPU)
 
 
-def _batch(task: Stage1Task | Stage2Task, count: int) -> tuple[torch.Tensor, list[str]]:
-    dataset = task.dataset(0)
-    samples = [dataset[i] for i in range(count)]
-    return torch.stack([s[0] for s in samples]), [s[1] for s in samples]
+def _batch(task: Stage1Task | Stage2Task, count: int) -> list[Any]:
+    dataset = task.dataset(0, count)
+    return default_collate([dataset[0, place] for place in range(count)])
+
+
+def _draws(count: int, step: int = 0) -> Draws:
+    return Draws(0, step, range(count), count)
 
 
 def test_stage_1_loss_of_an_untrained_model_is_the_variance_of_v(stage1: Stage1Task) -> None:
-    latents, _ = batch = _batch(stage1, 8)
-    generator = torch.Generator().manual_seed(0)
-    losses = [stage1.loss(batch, 0, generator)[0].item() for _ in range(20)]
+    latents, *_ = batch = _batch(stage1, 8)
+    losses = [stage1.loss(batch, 0, _draws(8, step))[0].item() for step in range(20)]
     # The output starts at zero, so the loss is E v^2, between the latents' variance and the noise's, 1.
     low, high = sorted((1.0, latents.float().square().mean().item()))
     assert 0.9 * low < np.mean(losses) < 1.1 * high
@@ -90,7 +101,7 @@ def test_stage_1_loss_of_an_untrained_model_is_the_variance_of_v(stage1: Stage1T
 def test_stage_1_trains_transformer_and_text_encoder_together(stage1: Stage1Task) -> None:
     for parameter in stage1.modules.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    stage1.loss(_batch(stage1, 4), 0, torch.Generator().manual_seed(0))[0].backward()
+    stage1.loss(_batch(stage1, 4), 0, _draws(4))[0].backward()
     text = [p for p in stage1.text_encoder.parameters() if p.grad is not None and p.grad.any()]
     assert text and not any(p.requires_grad for p in stage1.vae.parameters())
 
@@ -106,9 +117,8 @@ def test_stage_1_keyframes_are_some_frames_of_a_clip_at_their_positions(stage1: 
         return forward(latents, *args, frame_positions=frame_positions, **kwargs)
 
     stage1.transformer.forward = spy
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        stage1.loss(_batch(stage1, 2), 0, generator)
+    for step in range(20):
+        stage1.loss(_batch(stage1, 2), 0, _draws(2, step))
     # Five frames are two latent frames.
     assert set(seen) == {(1, (0,)), (1, (1,))}
 
@@ -117,7 +127,7 @@ def test_stage_1_keyframes_are_some_frames_of_a_clip_at_their_positions(stage1: 
 def test_a_share_of_steps_has_its_keyframes_at_the_clips_ends(stage1: Stage1Task, share: float) -> None:
     phase = dataclasses.replace(stage1.recipe.phases[0], keyframes=2, ends=share)
     generator = torch.Generator().manual_seed(0)
-    drawn = [stage1._keyframes(9, phase, generator) for _ in range(400)]
+    drawn = [keyframes(9, phase, generator) for _ in range(400)]
     ends = np.mean([positions.tolist() == [0, 8] for positions in drawn])
     by_chance = 1 / 36  # pairs of nine
     assert abs(ends - (share + (1 - share) * by_chance)) < 0.07
@@ -166,7 +176,7 @@ def test_stage_1_is_judged_by_the_readers_and_leaves_a_picture(stage1: Stage1Tas
 
 
 def test_the_first_guess_is_the_clean_clip_that_v_of_pure_noise_means(stage1: Stage1Task) -> None:
-    clean, noise = stage1.latents[:1].float(), torch.randn(1)
+    clean, noise = stage1.pools[5][:1].float(), torch.randn(1)
     seen = []
 
     def forward(latents: torch.Tensor, text: torch.Tensor, timestep: torch.Tensor) -> SimpleNamespace:
@@ -201,11 +211,14 @@ def test_a_new_stage_1_starts_from_the_principal_components_of_its_noisy_clips(s
 
 
 def test_an_epoch_uses_every_clip_once_and_captions_change_between_epochs(stage1: Stage1Task) -> None:
-    dataset = stage1.dataset(0)
-    first, second = ([dataset[i] for i in range(e * 8, e * 8 + 8)] for e in range(2))
-    sums = [sorted(float(x.float().sum()) for x, _ in epoch) for epoch in (first, second)]
+    dataset = stage1.dataset(0, 4)
+    first, second = (
+        [dataset[step, place] for step in (2 * epoch, 2 * epoch + 1) for place in range(4)]
+        for epoch in range(2)
+    )
+    sums = [sorted(float(x.float().sum()) for x, *_ in epoch) for epoch in (first, second)]
     assert sums[0] == sums[1]
-    assert {t for _, t in first} != {t for _, t in second}
+    assert {t for _, t, _ in first} != {t for _, t, _ in second}
 
 
 def test_no_pool_clip_shows_a_held_out_combination_and_every_prompt_of_the_judge_does() -> None:
@@ -217,7 +230,7 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
     tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashvideo.training.pool.SHARD", 2)
-    options = {"seed": 1, "count": 4, "size": SIZE, "bf16": False}
+    options = {"seed": 1, "count": 4, "frames": 5, "size": SIZE, "emphasis": {}, "bf16": False}
     build_pool(tmp_path, tiny_vae, **options)
     whole = load_pool(tmp_path, 4)
     (tmp_path / "00001.safetensors").unlink()
@@ -233,7 +246,7 @@ def test_a_pool_of_another_latent_scale_is_refused(
     tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashvideo.training.pool.SHARD", 1)
-    options = {"seed": 1, "count": 1, "size": SIZE, "bf16": False}
+    options = {"seed": 1, "count": 1, "frames": 5, "size": SIZE, "emphasis": {}, "bf16": False}
     build_pool(tmp_path, tiny_vae, **options)
     tiny_vae.register_to_config(scaling_factor=0.5)
     with pytest.raises(ValueError, match="latent scale"):
@@ -241,8 +254,8 @@ def test_a_pool_of_another_latent_scale_is_refused(
 
 
 def test_the_timestep_density_leans_to_noise() -> None:
-    generator = torch.Generator().manual_seed(0)
-    uniform, shifted = (sample_timesteps(2000, p, generator).float() for p in (1.0, 2.5))
+    u = (torch.arange(2000) + 0.5) / 2000
+    uniform, shifted = (noisy_timesteps(u, p).float() for p in (1.0, 2.5))
     assert uniform.mean() == pytest.approx(499.5, abs=2)
     # E k = 999 (1 - 1 / (p + 1))
     assert shifted.mean() == pytest.approx(999 * (1 - 1 / 3.5), abs=2)
@@ -258,13 +271,13 @@ def test_timesteps_can_be_those_of_a_sampler_alone(stage1: Stage1Task) -> None:
     stage1.transformer.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[2].tolist()))
     phase = dataclasses.replace(stage1.recipe.phases[0], sampler_steps=2)
     stage1.recipe = dataclasses.replace(stage1.recipe, phases=(phase,))
-    for seed in range(4):
-        stage1.loss(_batch(stage1, 4), 0, torch.Generator().manual_seed(seed))
+    for step in range(4):
+        stage1.loss(_batch(stage1, 4), 0, _draws(4, step))
     assert set(seen) == {499, 999}
 
 
 def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(stage2: Stage2Task) -> None:
-    loss, _ = stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))
+    loss, _ = stage2.loss(_batch(stage2, 1), 0, _draws(1))
     assert torch.isfinite(loss) and loss.item() > 0
     loss.backward()
     assert stage2.transformer.proj_out.weight.grad.any()
@@ -279,7 +292,7 @@ def _added_by(stage2: Stage2Task, weight: str, z_hq: torch.Tensor, v: torch.Tens
     for value in (0.0, 1.0):
         phase = dataclasses.replace(stage2.recipe.phases[0], **{weight: value})
         stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
-        losses.append(stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))[0].item())
+        losses.append(stage2.loss(_batch(stage2, 1), 0, _draws(1))[0].item())
     return losses[1] - losses[0]
 
 
@@ -324,10 +337,7 @@ def test_terms_of_stage_2_over_time_need_more_than_one_frame(stage2: Stage2Task,
 
 def test_stage_2_without_a_text_encoder_ignores_prompts(stage2: Stage2Task) -> None:
     pixels, _ = _batch(stage2, 1)
-    losses = [
-        stage2.loss((pixels, [text]), 0, torch.Generator().manual_seed(0))[0].item()
-        for text in ("", "a red ball")
-    ]
+    losses = [stage2.loss((pixels, [text]), 0, _draws(1))[0].item() for text in ("", "a red ball")]
     assert losses[0] == losses[1]
 
 
@@ -337,7 +347,7 @@ def test_stage_2_sends_its_share_of_small_clips_through_the_vae(stage2: Stage2Ta
     stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
     seen = []
     stage2._round_trip = lambda small: seen.append(small.shape[-2:]) or small
-    stage2.loss(_batch(stage2, 1), 0, torch.Generator().manual_seed(0))
+    stage2.loss(_batch(stage2, 1), 0, _draws(1))
     assert seen == ([(4, 4)] if share else [])
 
 
@@ -359,11 +369,10 @@ def test_crops_of_one_batch_share_their_size_and_batches_alternate() -> None:
         steps=2, batch=2, frames=5, learning_rate=1e-3, crops=((16, 16), (32, 48)), natural=0.5
     )
     dataset = CaptionedCrops(0, phase, (96, 160))
-    assert [tuple(dataset[i][0].shape[-2:]) for i in range(6)] == [(16, 16)] * 2 + [(32, 48)] * 2 + [
-        (16, 16)
-    ] * 2
+    sizes = [tuple(dataset[step, place][0].shape[-2:]) for step in range(3) for place in range(2)]
+    assert sizes == [(16, 16)] * 2 + [(32, 48)] * 2 + [(16, 16)] * 2
 
 
 def test_natural_clips_come_without_a_caption() -> None:
     natural = Stage2Phase(steps=1, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), natural=1.0)
-    assert CaptionedCrops(0, natural, (96, 160))[0][1] == ""
+    assert CaptionedCrops(0, natural, (96, 160))[0, 0][1] == ""

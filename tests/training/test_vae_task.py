@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from flashvideo.training.config import VAEPhase, VAERecipe
+from flashvideo.training.draws import Draws
 from flashvideo.training.pool import fingerprint
+from flashvideo.training.recipes import VAEPhase, VAERecipe
 from flashvideo.training.vae import VAETask, local_contrast
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def _task(vae: AutoencoderKLCogVideoX, folder: Path, **changes) -> VAETask:
 
 
 def _loss(task: VAETask, pixels: torch.Tensor) -> torch.Tensor:
-    return task.loss(pixels, 0, torch.Generator().manual_seed(0))[0]
+    return task.loss(pixels, 0, Draws(0, 0, (0,), 1))[0]
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ _TASKS = {
     "vae": ("flashvideo.training.vae", "VAETask"),
     "stage1": ("flashvideo.training.stage1", "Stage1Task"),
     "stage2": ("flashvideo.training.stage2", "Stage2Task"),
+    "preference": ("flashvideo.training.preference", "PreferenceTask"),
 }
 
 
@@ -64,8 +65,8 @@ def run(arguments: argparse.Namespace) -> Result:
         Interrupted: On Ctrl-C, after saving.
     """
     from flashvideo.pipelines.loading import choose_device
-    from flashvideo.training.config import load_recipe
     from flashvideo.training.loop import train
+    from flashvideo.training.recipes import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_recipe(recipe)

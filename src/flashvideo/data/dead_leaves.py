@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.data.textures import Array, checker, edge, hsv, sample_noise, wave
 
 
@@ -26,9 +27,14 @@ def _palette(rng: np.random.Generator) -> Array:
 
 def _distance(rng: np.random.Generator, u: Array, v: Array) -> Array:
     """Signed distance of a random shape of about unit radius, negative inside."""
-    kind = rng.integers(5)
+    kind = rng.integers(6)
     if kind == 0:
         return np.hypot(u, v) - 1
+    if kind == 5:  # a twig: a bent line, tapering
+        bend, wave_length = rng.uniform(-0.5, 0.5), rng.uniform(1.5, 6.0)
+        course = bend * (u * u - 0.4) + 0.1 * np.sin(wave_length * u + rng.uniform(0, 6.28))
+        taper = rng.uniform(0.02, 0.09) * (1.15 - 0.5 * u)
+        return np.maximum(np.abs(v - course) - taper, np.abs(u) - 0.95)
     if kind == 1:
         return np.maximum(np.abs(u), np.abs(v) * rng.uniform(1, 4)) - 0.9
     if kind == 2:
@@ -49,7 +55,7 @@ def _surface(rng: np.random.Generator, u: Array, v: Array, radius: float, colors
     if kind == 0:
         return np.broadcast_to(first[:, None, None], (3, *u.shape)).copy()
     if kind == 1:
-        period = rng.uniform(5, 20) * grain
+        period = float(np.exp(rng.uniform(np.log(3.0), np.log(20.0)))) * grain
         noise = sample_noise(
             u,
             v,
@@ -60,7 +66,7 @@ def _surface(rng: np.random.Generator, u: Array, v: Array, radius: float, colors
         )
         mix = rng.uniform(0.03, 0.2) * noise
     elif kind == 2:
-        period = float(np.exp(rng.uniform(np.log(5.0), np.log(30.0)))) * grain
+        period = float(np.exp(rng.uniform(np.log(3.5), np.log(30.0)))) * grain
         mix = rng.uniform(0.08, 0.4) * wave(u / period, period, grain, sharpness=rng.choice((1.0, 3.0)))
     elif kind == 3:
         mix = rng.uniform(0.2, 0.6) * u
@@ -91,7 +97,9 @@ def dead_leaves(
     radius = float(max(height, width))
     image[:] = _surface(rng, ground_x / radius, ground_y / radius, radius, colors)
     smallest, largest = 2.5, 0.4 * min(height, width)
-    count = int(np.clip(cover * height * width / 250, 4, 110))
+    # Now and then foliage: three times as many, most of them small.
+    most = 330 if rng.random() < 0.25 else 110
+    count = int(np.clip(cover * height * width / 250, 4, most))
     u = rng.random(count)
     # Density r^-2 between the two limits, after a ground of large leaves that leaves no flat gap.
     radii = 1.0 / (1 / smallest + u * (1 / largest - 1 / smallest))
@@ -113,15 +121,17 @@ def dead_leaves(
     return np.clip(image, 0.0, 1.0), alpha
 
 
-def _flow(rng: np.random.Generator, height: int, width: int, num_frames: int, margin: int) -> torch.Tensor:
+def _flow(
+    rng: np.random.Generator, height: int, width: int, num_frames: int, margin: int, speed: float
+) -> torch.Tensor:
     """Sampling positions in the margin-padded layer, (F, h, w, 2) in pixels: pan, zoom, turn and a slow warp."""
-    speed = rng.choice((0.0, 0.5, 1.0), p=(0.2, 0.4, 0.4)) * margin / num_frames
-    pan = rng.uniform(-1, 1, 2) * speed
+    # At the usual 17 frames and speed a pan stays within the margin; the layer is reflected where it ends.
+    pan = rng.uniform(-1, 1, 2) * rng.choice((0.0, 0.5, 1.0), p=(0.2, 0.4, 0.4)) * margin / NUM_FRAMES
     zoom, turn = rng.normal(0, 0.004), rng.normal(0, 0.004)
     amplitude, length = rng.uniform(0, 0.12) * margin, rng.uniform(0.5, 2.0) * max(height, width)
     phase = rng.uniform(0, 6.28, 2)
     y, x = torch.meshgrid(torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij")
-    t = (torch.arange(num_frames) - num_frames / 2)[:, None, None]
+    t = speed * (torch.arange(num_frames) - num_frames / 2)[:, None, None]
     s = torch.exp(-zoom * t)
     px = s * (x * torch.cos(turn * t) - y * torch.sin(turn * t)) + pan[0] * t
     py = s * (y * torch.cos(turn * t) + x * torch.sin(turn * t)) + pan[1] * t
@@ -138,13 +148,16 @@ def _warp(layer: Array, positions: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(source, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
 
 
-def render_leaves(seed: int, *, height: int, width: int, num_frames: int = 17) -> Array:
+def render_leaves(
+    seed: int, *, height: int, width: int, num_frames: int = NUM_FRAMES, speed: float = 1.0
+) -> Array:
     """Render one moving dead-leaves clip.
 
     Args:
         seed: the same seed and size give the same clip.
         height, width: size in pixels; there is no larger frame that this is a crop of.
         num_frames: frames, at 8 per second.
+        speed: of the motion, 1 as usual.
 
     Returns:
         (F, 3, height, width) float32 in [-1, 1].
@@ -153,11 +166,11 @@ def render_leaves(seed: int, *, height: int, width: int, num_frames: int = 17) -
     margin = max(8, int(0.15 * max(height, width)))
     size = (height + 2 * margin, width + 2 * margin)
     back, _ = dead_leaves(rng, *size)
-    video = _warp(back, _flow(rng, height, width, num_frames, margin))
+    video = _warp(back, _flow(rng, height, width, num_frames, margin, speed))
     if rng.random() < 0.7:
         front, alpha = dead_leaves(rng, *size, cover=0.12)
         layer = np.concatenate((front * alpha, alpha[None]))
-        over = _warp(layer, _flow(rng, height, width, num_frames, margin))
+        over = _warp(layer, _flow(rng, height, width, num_frames, margin, speed))
         video = video * (1 - over[:, 3:]) + over[:, :3]
     contrast = float(rng.uniform(0.6, 1.0))
     mean = video.mean()

@@ -7,6 +7,7 @@ x in [0, aspect]. Shapes: pixels (F, 3, h, w) in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -314,6 +315,7 @@ def render(
     width: int = 160,
     num_frames: int = NUM_FRAMES,
     frames: slice | None = None,
+    times: Sequence[float] | None = None,
     crop: tuple[int, int, int, int] | None = None,
 ) -> Array:
     """Render a scene.
@@ -323,6 +325,8 @@ def render(
         height, width: size of the whole frame in pixels.
         num_frames: frames in which the whole two-second course is run through.
         frames: which of them to render; all by default.
+        times: in place of both, the moments of the course that frames show: 0 is its start, 1 its end, from which it
+            runs back again, and so on.
         crop: (top, left, height, width) in pixels: render only this part.
 
     Returns:
@@ -333,11 +337,12 @@ def render(
     y = ((np.arange(top, top + h) + 0.5) * pixel).astype(np.float32)
     # A frame of another aspect shows the middle of the world.
     x = ((np.arange(left, left + w) + 0.5) * pixel + (ASPECT - width / height) / 2).astype(np.float32)
-    indices = range(num_frames)[frames or slice(None)]
-    video = np.empty((len(indices), 3, h, w), dtype=np.float32)
+    if times is None:
+        times = [index / max(num_frames - 1, 1) for index in range(num_frames)[frames or slice(None)]]
+    video = np.empty((len(times), 3, h, w), dtype=np.float32)
     xx, yy = np.meshgrid(x, y)
-    for i, index in enumerate(indices):
-        time = index / max(num_frames - 1, 1)
+    for i, moment in enumerate(times):
+        time = 1 - abs(moment % 2 - 1)  # there and back
         if i == 0 or scene.pan:
             ground = paint(
                 scene.background,

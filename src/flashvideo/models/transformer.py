@@ -203,6 +203,8 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         noise_step: torch.Tensor | int | None,
         latents: torch.Tensor,
         text: torch.Tensor,
+        *,
+        num_frames: int | None = None,
     ) -> torch.Tensor:
         """The vector that modulates every block: time, plus what else the model has an embedder for.
 
@@ -211,6 +213,7 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             noise_step: Step of the latent degradation, an integer, () or (B,); None if the model has no input for it.
             latents: (B, f, c, h, w), for batch, frame count, dtype and device.
             text: Text embeddings (B, L, D).
+            num_frames: Latent frames of the whole clip, see `FlashVideoTransformer3DModel.forward`.
 
         Returns:
             (B, E).
@@ -231,7 +234,7 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
 
         embedding = self.time_embedding(features(timestep))
         if self.num_frames_embedding is not None:
-            embedding = embedding + self.num_frames_embedding(features(latents.shape[1]))
+            embedding = embedding + self.num_frames_embedding(features(num_frames or latents.shape[1]))
         if self.noise_step_embedding is not None:
             assert noise_step is not None
             embedding = embedding + self.noise_step_embedding(features(noise_step))
@@ -247,6 +250,7 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         *,
         noise_step: torch.Tensor | int | None = None,
         frame_positions: torch.Tensor | None = None,
+        num_frames: int | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict v or the velocity.
@@ -258,6 +262,7 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             noise_step: Step of the latent degradation, 0 to 999, an integer or (B,); Stage II only.
             frame_positions: Latent frames' positions in time (f,), for frames taken out of a longer clip; 0 to f - 1
                 by default.
+            num_frames: Latent frames of the clip that these are taken out of; f by default.
             return_dict: Return an output object rather than a tuple.
 
         Returns:
@@ -267,10 +272,12 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             ValueError: If a shape does not fit the model, or ``noise_step`` is missing or not wanted.
         """
         self._check_inputs(hidden_states, encoder_hidden_states)
-        num_frames, patch_size = hidden_states.shape[1], self.config.patch_size
+        patch_size = self.config.patch_size
         height = hidden_states.shape[3] // patch_size
 
-        temb = self.embed_conditions(timestep, noise_step, hidden_states, encoder_hidden_states)  # (B, E)
+        temb = self.embed_conditions(
+            timestep, noise_step, hidden_states, encoder_hidden_states, num_frames=num_frames
+        )  # (B, E)
         rotary_tables = None
         if self.fixed_positions is None:
             rotary_tables = self.rope(hidden_states, frame_positions)  # 2 x (S, D)
@@ -293,7 +300,7 @@ class FlashVideoTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         sample = rearrange(
             patches,
             "b (f h w) (c p q) -> b f c (h p) (w q)",
-            f=num_frames,
+            f=hidden_states.shape[1],
             h=height,
             p=patch_size,
             q=patch_size,

@@ -1,22 +1,16 @@
-"""Recipes: frozen dataclasses read from YAML, strict about every key.
+"""What every recipe has: phases, optimiser, precision, how a run is spread, saved, watched and shared.
 
 A recipe is one file read top-down: what is trained, on what, in which phases. Each phase starts from where the
-last one ended; within a phase the learning rate warms up and then follows its schedule.
+last one ended, or from its best weights; within a phase the learning rate warms up and then follows its schedule.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
 
-import yaml
-
-T = TypeVar("T")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "muon")
+SHARDINGS = ("ddp", "fsdp")
+TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +19,13 @@ class Phase:
 
     Attributes:
         steps: optimiser steps.
-        batch: clips per step.
+        batch: clips per process and accumulated batch; a step has `batch * accumulate * processes`.
         frames: frames per clip, one more than a multiple of the VAE's compression in time.
         learning_rate: peak learning rate.
         final_learning_rate: what the cosine ends at; equal to `learning_rate` for a constant rate.
         warmup: steps of linear warm-up.
+        accumulate: batches per step whose gradients are averaged.
+        from_best: start from the best weights of the phase before, by the watch list, instead of its last.
     """
 
     steps: int
@@ -38,9 +34,11 @@ class Phase:
     learning_rate: float
     final_learning_rate: float = 0.0
     warmup: int = 20
+    accumulate: int = 1
+    from_best: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "frames"):
+        for name in ("steps", "batch", "frames", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
@@ -48,22 +46,61 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters instead of full fine-tuning (arXiv 2106.09685).
+
+    Attributes:
+        rank: of the two factors; the released Stage I has 128.
+        alpha: the adapter counts `alpha / rank`; 1 is the released value, `rank` the usual one.
+        dropout: on the adapter's input.
+        layers: kinds of linear layers that get one: "attention", "feed_forward", "adaptive_norm".
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    layers: tuple[str, ...] = ("attention", "feed_forward", "adaptive_norm")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(
+                f"lora needs a rank of at least 1 and a positive alpha, got {self.rank} and {self.alpha}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+        known = ("attention", "feed_forward", "adaptive_norm")
+        for name in self.layers:
+            if name not in known:
+                raise ValueError(f"lora.layers must be of {', '.join(known)}, got {name!r}")
+        if not self.layers:
+            raise ValueError(f"lora.layers must name at least one of {', '.join(known)}, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What every recipe has.
 
     Attributes:
-        task: which objective: "vae", "stage1" or "stage2".
+        task: which objective, a key of `flashvideo.training.recipes.RECIPES`.
         output: folder for checkpoints, curves and the trained weights.
         start: model folder whose weights to start from; empty for random weights.
         seed: of initial weights, data and noise.
         workers: processes that make training data.
-        optimizer: "adamw", or "muon" for the hidden matrices with AdamW for the rest.
+        optimizer: "adamw"; "adamw8bit" (bitsandbytes, CUDA); "adafactor", whose state is factored; or "muon" for the
+            hidden matrices with AdamW for the rest.
         rate_factors: by module, such as {text_encoder: 0.1}: its part of every learning rate.
         weight_decay, max_grad_norm: as in AdamW; gradient norm is clipped.
-        ema_decay: of the exponential moving average of the weights, which is what is saved and validated.
+        ema_decay: of the exponential moving average of the weights, which is what is saved and validated; 0 keeps none.
         bf16: autocast to bfloat16.
+        compile: fuse the transformer's blocks by torch.compile, for a quarter less time; needs a C++ compiler.
+        checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations: less memory,
+            about a third more time.
+        sharding: how several processes share the model: "ddp", a copy each, or "fsdp", a part each (FSDP2).
         checkpoint_minutes: time between checkpoints.
-        validate_minutes: time between validations; one always ends a run.
+        checkpoint_limit: how many checkpoints are kept.
+        validate_minutes: time between validations; one always ends a phase and a run.
+        trackers: "tensorboard" and "wandb", besides the curve's CSV file.
+        push_to_hub: repository on the Hugging Face Hub that the trained folder goes to at the end; empty for none.
     """
 
     task: str
@@ -77,304 +114,27 @@ class Recipe:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.995
     bf16: bool = True
+    compile: bool = False
+    checkpoint_blocks: bool = False
+    sharding: str = "ddp"
     checkpoint_minutes: float = 3.0
+    checkpoint_limit: int = 2
     validate_minutes: float = 10.0
+    trackers: tuple[str, ...] = ()
+    push_to_hub: str = ""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"sharding must be one of {', '.join(SHARDINGS)}, got {self.sharding!r}")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"trackers must be of {', '.join(TRACKERS)}, got {name!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.checkpoint_limit < 1:
+            raise ValueError(f"checkpoint_limit must be at least 1, got {self.checkpoint_limit}")
         for module, factor in self.rate_factors.items():
             if not isinstance(factor, int | float) or factor < 0:
                 raise ValueError(f"rate_factors.{module} must be a number of at least 0, got {factor!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAEPhase(Phase):
-    """A phase of VAE training.
-
-    Attributes:
-        crop: (height, width) of the training crops in pixels.
-        natural: share of dead-leaves clips.
-        contrast_weight: of the L1 distance of local root-mean-square spatial differences, which keeps detail that
-            cannot be kept exactly from being blurred away.
-    """
-
-    crop: tuple[int, int]
-    natural: float = 0.4
-    contrast_weight: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAERecipe(Recipe):
-    """Training of the causal video VAE.
-
-    Attributes:
-        model: arguments of `AutoencoderKLCogVideoX`; with `start` only what differs from the weights' own, such
-            as the compression in time, which no shape depends on.
-        phases: in order.
-        kl_weight: of the KL term per latent element.
-        gradient_weight: of the L1 distance of spatial differences.
-        difference_weight: of the L1 distance of frame-to-frame differences.
-        freeze_encoder: train the decoder alone: latents, and models trained on them, stay valid.
-    """
-
-    model: dict[str, Any]
-    phases: tuple[VAEPhase, ...]
-    kl_weight: float = 1e-4
-    gradient_weight: float = 0.5
-    difference_weight: float = 0.25
-    freeze_encoder: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage1Phase(Phase):
-    """A phase of Stage I training.
-
-    Attributes:
-        density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
-        sampler_steps: train only at the timesteps that a sampler of so many steps visits, each drawn timestep moved to
-            the nearest of them; 0 for all timesteps.
-        keyframes: latent frames drawn at random from each clip, at their own positions in time; 0 for all. Frames of
-            one clip are much alike, so that a few of them teach almost as much as all.
-        ends: share of steps whose keyframes are the first and the last latent frame, between which a motion shows most.
-    """
-
-    density: float = 2.5
-    sampler_steps: int = 0
-    keyframes: int = 0
-    ends: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.sampler_steps <= 1000:
-            raise ValueError(f"sampler_steps must be 0 to 1000, got {self.sampler_steps}")
-        if self.keyframes < 0 or not 0 <= self.ends <= 1:
-            raise ValueError(
-                f"keyframes must be at least 0 and ends in [0, 1], got {self.keyframes} and {self.ends}"
-            )
-        if self.ends and (self.keyframes != 2 or self.frames == 1):
-            raise ValueError(
-                f"ends needs keyframes: 2 of more than one frame, got {self.keyframes} of {self.frames}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage1Recipe(Recipe):
-    """Training of Stage I with its text encoder: v-prediction, zero-terminal SNR, text dropout.
-
-    Attributes:
-        vae: folder of the trained VAE.
-        model: arguments of `FlashVideoTransformer3DModel`; with `start` they are those of the weights.
-        text: arguments of the T5 text encoder, likewise.
-        phases: in order.
-        size: (height, width) of the preview.
-        text_dropout: share of samples trained with zeros for text.
-        cache_clips: encoded clips kept for reuse.
-    """
-
-    vae: str
-    phases: tuple[Stage1Phase, ...]
-    model: dict[str, Any] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] = (96, 160)
-    text_dropout: float = 0.1
-    cache_clips: int = 4096
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_one_origin(self.start, self.model, "model")
-        _check_one_origin(self.start, self.text, "text")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage2Phase(Phase):
-    """A phase of Stage II training.
-
-    Attributes:
-        crops: sizes (height, width) that batches alternate between; the full frame may be one of them.
-        natural: share of dead-leaves clips.
-        noise_steps: range of latent degradation, drawn uniformly.
-        times_per_clip: how many flow times each encoded pair is trained at.
-        text_dropout: share of samples trained with zeros for text; 1 trains without text.
-        strong: share of clips with the strong pixel degradation, the others get the weak one.
-        round_trip: share of clips that go through the VAE while they are small, as a generated preview has. Only for
-            crops near the full frame: in much smaller ones the VAE shifts colours, and Stage II learns to shift back.
-        contrast_weight: of the distance of local contrast between the clean latents that a velocity points to and the
-            true ones. With little noise the flow alone learns the mean of what might be there, which is smooth.
-        still_contrast_weight: of the same distance between their means over time: detail that stays, not flicker.
-        difference_weight: of the L1 distance of these clean latents' differences in time, against flicker.
-    """
-
-    crops: tuple[tuple[int, int], ...]
-    natural: float = 0.4
-    noise_steps: tuple[int, int] = (0, 12)
-    times_per_clip: int = 1
-    text_dropout: float = 0.1
-    strong: float = 0.2
-    round_trip: float = 0.0
-    contrast_weight: float = 0.0
-    still_contrast_weight: float = 0.0
-    difference_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("still_contrast_weight", "difference_weight"):
-            if getattr(self, name) and self.frames == 1:
-                raise ValueError(f"{name} needs more than one frame, got frames: 1; leave it out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage2Recipe(Recipe):
-    """Training of Stage II: flow matching from degraded low resolution to high resolution.
-
-    Attributes:
-        start: as for every recipe; or the folder of a CogVideoX-2B or 5B in diffusers' layout, whose transformer gets
-            rotary positions and new embedders, and whose VAE and text encoder are taken where none are given.
-        vae: folder of the trained VAE; may be empty with a CogVideoX start.
-        text: folder of the trained Stage I (tokenizer and text encoder, frozen); empty trains without text, unless
-            the start is a CogVideoX.
-        model: arguments of `FlashVideoTransformer3DModel`; with `start` they are those of the weights.
-        phases: in order, coarse to fine.
-        size: (height, width) of the full frame.
-        scale: factor between preview and full frame.
-        shift: time shift s of training and sampling.
-    """
-
-    phases: tuple[Stage2Phase, ...]
-    vae: str = ""
-    model: dict[str, Any] = field(default_factory=dict)
-    text: str = ""
-    size: tuple[int, int] = (384, 640)
-    scale: int = 4
-    shift: float = 2.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_one_origin(self.start, self.model, "model")
-        if not self.vae and not self.start:
-            raise ValueError(
-                "the recipe must give 'vae', which only a CogVideoX start brings along, got neither"
-            )
-
-
-def _check_one_origin(start: str, arguments: dict[str, Any], name: str) -> None:
-    if bool(start) == bool(arguments):
-        got = "both" if start else "neither"
-        raise ValueError(f"the recipe must give either start or {name!r}, got {got}")
-
-
-RECIPES: dict[str, type[Recipe]] = {"vae": VAERecipe, "stage1": Stage1Recipe, "stage2": Stage2Recipe}
-
-
-def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: a YAML file.
-        overrides: "key=value" or "phases.0.steps=10"; values are YAML.
-
-    Raises:
-        ValueError: for a missing file, text that is not YAML, an unknown key (the nearest known one is named), or
-            a value of the wrong type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"recipe must be a YAML file, got {path}, which does not exist or is a folder")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"recipe {path} must be YAML, got text that does not parse: {error}".split("\n")[0]
-        ) from None
-    if not isinstance(data, dict):
-        raise ValueError(f"recipe {path} must be a mapping of keys to values, got {type(data).__name__}")
-    for override in overrides:
-        _apply(data, override)
-    task = data.get("task")
-    if task not in RECIPES:
-        raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {task!r}")
-    return _build(RECIPES[task], data, "")
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"an override must look like key=value, got {override!r}")
-    *parents, last = key.split(".")
-    node: Any = data
-    try:
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(text)
-        else:
-            node[last] = _number(yaml.safe_load(text))
-    except (KeyError, IndexError, ValueError, TypeError):
-        raise ValueError(
-            f"override {override!r} must name a key of the recipe; {key!r} leads nowhere"
-        ) from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; read it as the number that it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in data.items():
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(fields)}"
-            raise ValueError(f"unknown key {where + str(key)!r} in the recipe{hint}")
-        values[key] = _convert(hints[key], value, where + key)
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"the recipe must give {where + missing[0]!r}, which is missing")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a list, got {value!r}")
-        if arguments[-1] is Ellipsis:
-            return tuple(_convert(arguments[0], v, f"{where}.{i}.") for i, v in enumerate(value))
-        if len(value) != len(arguments):
-            raise ValueError(f"{where} must have {len(arguments)} entries, got {value!r}")
-        return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where.rstrip('.')} must be a mapping of keys to values, got {value!r}")
-        return _build(typing.cast(type, hint), value, where)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a mapping of keys to values, got {value!r}")
-        return {k: _number(v) for k, v in value.items()}
-    if isinstance(hint, types.UnionType):
-        return value
-    if hint is float:
-        value = _number(value)
-        value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be of type {hint.__name__}, got {value!r}")
-    return value
-
-
-__all__ = ["RECIPES", "Phase", "Recipe", "Stage1Recipe", "Stage2Recipe", "VAERecipe", "load_recipe"]

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from flashvideo.training.config import Phase, Recipe
+from flashvideo.training.draws import Draws
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
@@ -33,12 +34,10 @@ class Task(Protocol):
 
     modules: nn.ModuleDict
 
-    def dataset(self, phase_index: int) -> Dataset:
-        """Samples of a phase: `dataset[i]` depends on the recipe's seed, the phase and i alone."""
+    def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
+        """Samples of a phase: `dataset[step, place]` depends on these, the recipe's seed and the phase alone."""
 
-    def loss(
-        self, batch: Any, phase_index: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, phase_index: int, draws: Draws) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch, and named values for the curve."""
 
     def validate(self) -> dict[str, float]:
@@ -201,7 +200,6 @@ class Run:
         self.device = next(task.modules.parameters()).device
         self.optimizers = build_optimizer(task.modules, recipe)
         self.average = Average(task.modules, recipe.ema_decay)
-        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + 1)
         self.state: dict[str, Any] = {"phase": 0, "step": 0, "total": 0, "seconds": 0.0}
         self.curve = Curve(self.output / "curve.csv", 0)
         self.last_checkpoint = self.last_validation = time.monotonic()
@@ -220,15 +218,6 @@ class Run:
         for shadow, value in zip(self.average.shadow, saved["average"], strict=True):
             shadow.copy_(value)
         self.state = saved["state"]
-        if saved["device"] == self.device.type:
-            self.generator.set_state(saved["generator"].cpu())
-        else:
-            logger.warning(
-                "the run was on %s and goes on on %s, whose random numbers are others: not bit for bit the same",
-                saved["device"],
-                self.device.type,
-            )
-            self.generator.manual_seed(self.recipe.seed + 1 + self.state["total"])
         self.curve = Curve(self.output / "curve.csv", self.state["total"])
         logger.info("resumed %s at step %d", self.output, self.state["total"])
 
@@ -238,8 +227,6 @@ class Run:
             "modules": self.task.modules.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.shadow,
-            "generator": self.generator.get_state(),
-            "device": self.device.type,
             "state": self.state,
         }
         save_atomically(saved, self.output / CHECKPOINT)
@@ -262,8 +249,10 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
+        places = range(self.phases[state["phase"]].batch)
+        draws = Draws(recipe.seed, state["total"], places, len(places), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-            loss, values = self.task.loss(batch, state["phase"], self.generator)
+            loss, values = self.task.loss(batch, state["phase"], draws)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"loss is {loss.item()} at step {state['total']}; lower the learning rate"
@@ -283,7 +272,9 @@ class Run:
         """Train until the current phase ends or time is up; returns whether it ended."""
         state, index = self.state, self.state["phase"]
         phase = self.phases[index]
-        batches = iter(_loader(self.task.dataset(index), phase, state["step"], self.recipe.workers))
+        batches = iter(
+            _loader(self.task.dataset(index, phase.batch), phase, state["step"], self.recipe.workers)
+        )
         title = f"phase {index + 1}/{len(self.phases)}"
         with tqdm(total=phase.steps, initial=state["step"], desc=title, mininterval=5) as bar:
             while state["step"] < phase.steps:
@@ -341,7 +332,7 @@ def train(
 
 def _loader(dataset: Dataset, phase: Phase, first_step: int, workers: int) -> DataLoader:
     """Batches of a phase from `first_step` on, in the fixed order of their indices."""
-    indices = range(first_step * phase.batch, phase.steps * phase.batch)
+    indices = [(step, place) for step in range(first_step, phase.steps) for place in range(phase.batch)]
     return DataLoader(
         dataset,
         batch_size=phase.batch,

@@ -7,11 +7,15 @@ made them; a pool made by another VAE is refused, an interrupted one is continue
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
@@ -19,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flashvideo.data.shapes_world import Scene, render, sample_scene
-from flashvideo.training.vae import sample_seed
+from flashvideo.training.draws import sample_seed
 from flashvideo.vae import encode_pixels
 
 logger = logging.getLogger(__name__)
@@ -37,36 +41,67 @@ def fingerprint(vae: AutoencoderKLCogVideoX) -> str:
     return digest.hexdigest()[:16]
 
 
-def pool_scene(seed: int, index: int) -> Scene:
-    """The scene of clip `index` of the pool with this seed."""
-    return sample_scene(sample_seed(seed, 77, index))
+def pool_scene(seed: int, index: int, emphasis: Mapping[str, float] | None = None) -> Scene:
+    """The scene of clip `index` of the pool with this seed.
+
+    Args:
+        seed: of the pool.
+        index: of the clip.
+        emphasis: by colour, texture, shape or motion: how many times as often as others it is drawn.
+    """
+    emphasis = emphasis or {}
+    most = math.prod(max(1.0, weight) for weight in emphasis.values())
+    for attempt in itertools.count():
+        scene = sample_scene(sample_seed(seed, 77, index, attempt))
+        thing = scene.things[0]
+        words = (thing.color, thing.texture, thing.shape, scene.motion)
+        weight = math.prod(emphasis.get(word, 1.0) for word in words)
+        if np.random.default_rng(sample_seed(seed, 78, index, attempt)).random() * most < weight:
+            return scene
+    raise AssertionError("unreachable")
 
 
 @torch.no_grad()
 def build_pool(
-    folder: Path, vae: AutoencoderKLCogVideoX, *, seed: int, count: int, size: tuple[int, int], bf16: bool
+    folder: Path,
+    vae: AutoencoderKLCogVideoX,
+    *,
+    seed: int,
+    count: int,
+    frames: int,
+    size: tuple[int, int],
+    emphasis: Mapping[str, float],
+    bf16: bool,
 ) -> None:
     """Render and encode `count` clips into `folder`, skipping shards that are already there.
 
     Raises:
-        ValueError: if the folder holds a pool of another VAE, latent scale, seed or size.
+        ValueError: if the folder holds a pool of another VAE, latent scale or settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scale = float(vae.config.scaling_factor)
-    about = {"vae": fingerprint(vae), "latent_scale": scale, "seed": seed, "size": list(size)}
+    about = {
+        "vae": fingerprint(vae),
+        "latent_scale": scale,
+        "seed": seed,
+        "frames": frames,
+        "size": list(size),
+        "emphasis": dict(emphasis),
+    }
     description = folder / "pool.json"
     if description.exists() and json.loads(description.read_text()) != about:
         raise ValueError(
-            f"{folder} holds clips of another VAE, latent scale, seed or size; delete it to make them anew"
+            f"{folder} holds clips of another VAE, latent scale, seed, size or emphasis; delete it to make them anew"
         )
     description.write_text(json.dumps(about))
-    for shard in tqdm(range((count + SHARD - 1) // SHARD), desc="encode clips", mininterval=5):
+    for shard in tqdm(range((count + SHARD - 1) // SHARD), desc=f"encode {frames} frames", mininterval=5):
         path = folder / f"{shard:05}.safetensors"
         if path.exists():
             continue
         latents = []
         for i in range(shard * SHARD, (shard + 1) * SHARD):
-            clip = torch.from_numpy(render(pool_scene(seed, i), height=size[0], width=size[1]))[None]
+            scene = pool_scene(seed, i, emphasis)
+            clip = torch.from_numpy(render(scene, height=size[0], width=size[1], num_frames=frames))[None]
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
                 encoded = encode_pixels(vae, clip.to(vae.device), scale=vae.config.scaling_factor)
             latents.append(encoded[0].to(torch.bfloat16).cpu())

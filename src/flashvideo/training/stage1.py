@@ -5,6 +5,7 @@ Shapes: latents (B, f, C, h, w), text (B, L, D). Equations: `flashvideo.schedule
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +25,57 @@ from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler, add_noise, alphas_cumprod_sqrt_table, velocity_target
 from flashvideo.shapes import latent_shape
 from flashvideo.text import build_word_tokenizer, encode_prompts
-from flashvideo.training.config import Stage1Phase, Stage1Recipe
+from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
-from flashvideo.training.vae import sample_seed
+from flashvideo.training.recipes import Stage1Phase, Stage1Recipe
 from flashvideo.vae import decode_latents
 from flashvideo.video import contact_sheet, save_image
 
 
 class PoolClips(Dataset):
-    """Clips of the pool in an order reshuffled every epoch, each time with another caption."""
+    """Clips of a phase in an order reshuffled every epoch, each time with another caption.
 
-    def __init__(self, latents: Tensor, *, seed: int, pool_seed: int, num_latent_frames: int) -> None:
-        self.latents, self.seed, self.pool_seed = latents, seed, pool_seed
-        self.num_latent_frames = num_latent_frames
+    Args:
+        pools: encoded clips (N, f, C, h, w) by their number of frames.
+        recipe: whose seed and emphasis made the pools.
+        phase_index: which phase of the recipe.
+        clips_per_step: of all processes and accumulated batches.
+        temporal: the VAE's compression in time.
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        epoch, place = divmod(index, len(self.latents))
-        clip = int(np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(self.latents))[place])
-        text = caption(
-            pool_scene(self.pool_seed, clip), np.random.default_rng(sample_seed(self.seed, 5, index))
+    A sample is (latents, caption, latent frames of the whole clip).
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[int, Tensor],
+        recipe: Stage1Recipe,
+        phase_index: int,
+        clips_per_step: int,
+        temporal: int,
+    ) -> None:
+        self.pools, self.recipe, self.temporal = pools, recipe, temporal
+        self.clips_per_step = clips_per_step
+        phase = recipe.phases[phase_index]
+        self.lengths = phase.lengths or (phase.frames,)
+        self.seed = sample_seed(recipe.seed, phase_index)
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str, int]:
+        step, place = index
+        cycle, slot = divmod(step, len(self.lengths))
+        frames = self.lengths[slot]
+        # How many steps of this length came before this one.
+        before = cycle * self.lengths.count(frames) + self.lengths[:slot].count(frames)
+        # Single frames are the first ones of clips.
+        source = (
+            frames if frames in self.pools else max(self.pools, key=lambda length: len(self.pools[length]))
         )
-        return self.latents[clip, : self.num_latent_frames], text
+        pool = self.pools[source]
+        epoch, place = divmod(before * self.clips_per_step + place, len(pool))
+        clip = int(np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(pool))[place])
+        scene = pool_scene(sample_seed(self.recipe.seed, source), clip, self.recipe.emphasis)
+        text = caption(scene, np.random.default_rng(sample_seed(self.seed, 5, *index)))
+        latents = pool[clip, : 1 + (frames - 1) // self.temporal]
+        return latents, text, len(latents)
 
 
 def held_out_scenes(count: int, *, first: int = 0) -> list[Scene]:
@@ -55,11 +86,19 @@ def held_out_scenes(count: int, *, first: int = 0) -> list[Scene]:
     ]
 
 
-def sample_timesteps(count: int, density: float, generator: torch.Generator) -> Tensor:
-    """Training timesteps k = 999 (1 - u^p), u stratified over the batch; p = 1 is uniform. Returns (count,) int64."""
-    u = torch.rand(count, generator=generator, device=generator.device)
-    u = (torch.arange(count, device=u.device) + u) / count
+def noisy_timesteps(u: Tensor, density: float) -> Tensor:
+    """Training timesteps k = 999 (1 - u^p) for u in [0, 1), (B,); p = 1 is uniform, larger is noisier. Int64."""
     return (999 * (1 - u**density)).round().long()
+
+
+def keyframes(num_frames: int, phase: Stage1Phase, generator: torch.Generator) -> Tensor | None:
+    """Positions of the latent frames that a step trains on, in order; None for all."""
+    if not phase.keyframes:
+        return None
+    order = torch.randperm(num_frames, generator=generator)
+    if phase.ends and float(torch.rand((), generator=generator)) < phase.ends:
+        order = torch.tensor((0, num_frames - 1))
+    return order[: phase.keyframes].sort().values
 
 
 def nearest_visited(timesteps: Tensor, num_inference_steps: int) -> Tensor:
@@ -68,6 +107,12 @@ def nearest_visited(timesteps: Tensor, num_inference_steps: int) -> Tensor:
     scheduler.set_timesteps(num_inference_steps, timesteps.device)
     distances = (timesteps[:, None] - scheduler.timesteps).abs()
     return scheduler.timesteps[distances.argmin(dim=1)]
+
+
+def compile_blocks(transformer: FlashVideoTransformer3DModel) -> None:
+    """Fuse the operations of each block, in place: names of parameters and saved files stay as they are."""
+    for block in transformer.transformer_blocks:
+        block.compile()
 
 
 class Stage1Task:
@@ -94,34 +139,43 @@ class Stage1Task:
         self.max_text_tokens = int(transformer.config.max_text_seq_length)
         self.table = alphas_cumprod_sqrt_table().to(device)
         self.temporal = int(self.vae.config.temporal_compression_ratio)
-        pool = Path(recipe.output) / "pool"
-        build_pool(
-            pool, self.vae, seed=recipe.seed, count=recipe.cache_clips, size=recipe.size, bf16=recipe.bf16
-        )
-        self.latents = load_pool(pool, recipe.cache_clips)
+        self.pools = {frames: self._pool(frames, count) for frames, count in recipe.clips.items()}
         if not recipe.start:
             init_for_training(transformer, *self._examples())
+        if recipe.compile:
+            compile_blocks(transformer)
+
+    def _pool(self, frames: int, count: int) -> Tensor:
+        """Encoded clips of one length, made if they are not there yet."""
+        recipe = self.recipe
+        folder = Path(recipe.output) / "pool" / str(frames)
+        build_pool(
+            folder,
+            self.vae,
+            seed=sample_seed(recipe.seed, frames),
+            count=count,
+            frames=frames,
+            size=recipe.size,
+            emphasis=recipe.emphasis,
+            bf16=recipe.bf16,
+        )
+        return load_pool(folder, count)
 
     def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
         """Noisy latents of single frames and their v: what a new transformer starts from."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        clips = self.latents[:count]
+        clips = max(self.pools.values(), key=len)[:count]
         frame = torch.randint(0, clips.shape[1], (len(clips),), generator=generator)
         latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
-        timesteps = sample_timesteps(len(clips), self.recipe.phases[0].density, generator)
+        u = torch.rand(len(clips), generator=generator)
+        timesteps = noisy_timesteps(u, self.recipe.phases[0].density)
         a = self.table.cpu()[timesteps]
         noise = torch.randn(latents.shape, generator=generator)
         return add_noise(latents, noise, a), velocity_target(latents, noise, a)
 
-    def dataset(self, phase_index: int) -> Dataset:
+    def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Latents and captions of a phase."""
-        frames = self.recipe.phases[phase_index].frames
-        return PoolClips(
-            self.latents,
-            seed=sample_seed(self.recipe.seed, phase_index),
-            pool_seed=self.recipe.seed,
-            num_latent_frames=1 + (frames - 1) // self.temporal,
-        )
+        return PoolClips(self.pools, self.recipe, phase_index, clips_per_step, self.temporal)
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Text embeddings (B, L, D) of prompts."""
@@ -130,42 +184,30 @@ class Stage1Task:
         )
 
     def loss(
-        self, batch: tuple[Tensor, list[str]], phase_index: int, generator: torch.Generator
+        self, batch: tuple[Tensor, list[str], Tensor], phase_index: int, draws: Draws
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of v, text dropped for guidance."""
-        latents, prompts = batch
+        latents, prompts, num_frames = batch
         phase = self.recipe.phases[phase_index]
-        latents = latents.to(generator.device).float()
-        positions = self._keyframes(latents.shape[1], phase, generator)
+        latents = latents.to(draws.device).float()
+        positions = keyframes(latents.shape[1], phase, draws.shared)
         if positions is not None:
             latents = latents[:, positions]
-        count = len(latents)
         text = self.encode(list(prompts))
-        keep = torch.rand(count, generator=generator, device=latents.device) >= self.recipe.text_dropout
-        text = text * keep[:, None, None]
-        timesteps = sample_timesteps(count, phase.density, generator)
+        text = text * (draws.uniform() >= self.recipe.text_dropout)[:, None, None]
+        timesteps = noisy_timesteps(draws.stratified(), phase.density)
         if phase.sampler_steps:
             timesteps = nearest_visited(timesteps, phase.sampler_steps)
-        # Stratified timesteps come sorted; batches do not.
-        timesteps = timesteps[torch.randperm(count, generator=generator, device=latents.device)]
         a = self.table[timesteps]
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        noise = draws.normal(latents.shape[1:])
         noisy = add_noise(latents, noise, a)
-        output = self.transformer(noisy, text, timesteps.float(), frame_positions=positions).sample
+        output = self.transformer(
+            noisy, text, timesteps.float(), frame_positions=positions, num_frames=int(num_frames[0])
+        ).sample
         error = (output.float() - velocity_target(latents, noise, a)).square().flatten(1).mean(1)
         high = timesteps > 800
         named = {"high": float(error[high].mean().detach())} if high.any() else {}
         return error.mean(), named
-
-    @staticmethod
-    def _keyframes(num_frames: int, phase: Stage1Phase, generator: torch.Generator) -> Tensor | None:
-        """Positions of the latent frames that a step trains on; None for all."""
-        if not phase.keyframes:
-            return None
-        order = torch.randperm(num_frames, generator=generator, device=generator.device)
-        if phase.ends and float(torch.rand((), generator=generator, device=generator.device)) < phase.ends:
-            order = torch.tensor((0, num_frames - 1), device=generator.device)
-        return order[: phase.keyframes].sort().values
 
     @torch.no_grad()
     def sample(

@@ -30,7 +30,7 @@ from flashvideo.flow import (
     interpolate,
     network_timestep,
     path_end,
-    sample_times,
+    shift_time,
     time_grid,
     velocity,
 )
@@ -39,8 +39,9 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import NANO
 from flashvideo.text import encode_prompts
-from flashvideo.training.config import Stage2Phase, Stage2Recipe
-from flashvideo.training.vae import contrast_distance, held_out_clips, sample_seed
+from flashvideo.training.draws import Draws, sample_seed
+from flashvideo.training.recipes import Stage2Phase, Stage2Recipe
+from flashvideo.training.vae import contrast_distance, held_out_clips
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.video import contact_sheet, resize_video, save_image
 
@@ -48,17 +49,17 @@ from flashvideo.video import contact_sheet, resize_video, save_image
 class CaptionedCrops(Dataset):
     """Crops of full-size scenes with captions, mixed with dead leaves, which have none.
 
-    All samples of a batch share one crop size: size k serves every k-th batch.
+    All samples of a step share one crop size: size k serves every k-th step.
     """
 
     def __init__(self, seed: int, phase: Stage2Phase, size: tuple[int, int]) -> None:
         self.seed, self.phase, self.size = seed, phase, size
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        seed = sample_seed(self.seed, index)
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str]:
+        seed = sample_seed(self.seed, *index)
         rng = np.random.default_rng(seed)
         phase = self.phase
-        h, w = phase.crops[index // phase.batch % len(phase.crops)]
+        h, w = phase.crops[index[0] % len(phase.crops)]
         if rng.random() < phase.natural:
             return torch.from_numpy(render_leaves(seed, height=h, width=w, num_frames=phase.frames)), ""
         scene = sample_scene(seed, pan=0.15)
@@ -125,18 +126,19 @@ class Stage2Task:
     @torch.no_grad()
     def _examples(self, count: int = 48) -> tuple[Tensor, Tensor]:
         """Points on paths of the first phase and their velocities: what a new transformer starts from."""
-        generator = torch.Generator(self.device).manual_seed(self.recipe.seed)
-        phase = dataclasses.replace(self.recipe.phases[0], crops=self.recipe.phases[0].crops[:1])
+        first = self.recipe.phases[0]
+        phase = dataclasses.replace(first, crops=first.crops[:1], times_per_clip=1)
         crops = CaptionedCrops(sample_seed(self.recipe.seed, 32), phase, self.recipe.size)
         points, velocities = [], []
         for i in range(count):
-            z_hq, z_lq = self._pair(crops[i][0][None].to(self.device), phase, generator)
-            z_lq, t, _ = self._draw(z_lq, phase, generator)
+            draws = Draws(sample_seed(self.recipe.seed, 33), 0, (i,), count, self.device)
+            z_hq, z_lq = self._pair(crops[0, i][0][None].to(self.device), phase, draws)
+            z_lq, t, _ = self._draw(z_lq, phase, draws)
             points.append(interpolate(z_lq, z_hq, t).cpu())
             velocities.append(velocity(z_lq, z_hq).cpu())
         return torch.cat(points), torch.cat(velocities)
 
-    def dataset(self, phase_index: int) -> Dataset:
+    def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Clean crops and captions of a phase."""
         seed = sample_seed(self.recipe.seed, 31, phase_index)
         return CaptionedCrops(seed, self.recipe.phases[phase_index], self.recipe.size)
@@ -157,45 +159,46 @@ class Stage2Task:
         return decode_latents(self.vae, latents, scale=1.0, clamp=True).float()
 
     @torch.no_grad()
-    def _pair(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _pair(self, pixels: Tensor, phase: Stage2Phase, draws: Draws) -> tuple[Tensor, Tensor]:
         """(z_hq, z_lq before latent degradation) of a batch."""
+        low = torch.cat([self._degrade(p[None], phase, g) for p, g in zip(pixels, draws.each, strict=True)])
+        # The target is the posterior's mean; the input is a sample, as at inference.
+        z_hq = encode_pixels(self.vae, pixels, scale=self.scale)
+        noise = draws.normal(z_hq.shape[1:])
+        z_lq = encode_pixels(self.vae, low, scale=self.scale, posterior_noise=noise)
+        return z_hq.float(), z_lq.float()
+
+    def _degrade(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> Tensor:
+        """What a clip (1, F, 3, H, W) is made from."""
         round_trip = float(torch.rand((), generator=generator)) < phase.round_trip
         factor = (float(self.recipe.scale), float(self.recipe.scale))
-        low = degrade_pixels(
+        return degrade_pixels(
             pixels,
             generator,
             PixelDegradation(strong=phase.strong, weak_factor=factor, strong_factor=factor),
             at_low_resolution=self._round_trip if round_trip else None,
         )
-        # The target is the posterior's mean; the input is a sample, as at inference.
-        z_hq = encode_pixels(self.vae, pixels, scale=self.scale)
-        z_lq = encode_pixels(self.vae, low, scale=self.scale, generator=generator)
-        return z_hq.float(), z_lq.float()
 
-    def _draw(
-        self, z_lq: Tensor, phase: Stage2Phase, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Degraded latents, and for each sample a time and the noise step of its degradation."""
-        count, (low, high) = len(z_lq), phase.noise_steps
-        noise_step = torch.randint(low, high + 1, (count,), generator=generator, device=self.device)
-        z_lq = degrade_latents(z_lq, noise_step, generator)
-        t = sample_times(count, self.recipe.shift, generator)
-        # Stratified times come sorted; batches do not.
-        return z_lq, t[torch.randperm(count, generator=generator, device=self.device)], noise_step
+    def _draw(self, z_lq: Tensor, phase: Stage2Phase, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents degraded `times_per_clip` times, and for each sample a time and the noise step."""
+        repeat, (low, high) = phase.times_per_clip, phase.noise_steps
+        noise_step = low + ((high - low + 1) * draws.stratified(repeat=repeat)).long()
+        noise = draws.normal(z_lq.shape[1:], repeat=repeat)
+        z_lq = degrade_latents(z_lq.repeat(repeat, 1, 1, 1, 1), noise_step, noise=noise)
+        return z_lq, shift_time(draws.stratified(repeat=repeat), self.recipe.shift), noise_step
 
     def loss(
-        self, batch: tuple[Tensor, list[str]], phase_index: int, generator: torch.Generator
+        self, batch: tuple[Tensor, list[str]], phase_index: int, draws: Draws
     ) -> tuple[Tensor, dict[str, float]]:
         """Flow-matching loss, each encoded pair at several times."""
         pixels, prompts = batch
         phase = self.recipe.phases[phase_index]
-        z_hq, z_lq = self._pair(pixels.to(self.device), phase, generator)
         repeat = phase.times_per_clip
-        z_hq, z_lq = z_hq.repeat(repeat, 1, 1, 1, 1), z_lq.repeat(repeat, 1, 1, 1, 1)
-        count = len(z_hq)
+        z_hq, z_lq = self._pair(pixels.to(self.device), phase, draws)
+        z_lq, t, noise_step = self._draw(z_lq, phase, draws)
+        z_hq = z_hq.repeat(repeat, 1, 1, 1, 1)
         text = self.encode_text(list(prompts)).repeat(repeat, 1, 1)
-        keep = torch.rand(count, generator=generator, device=self.device) >= phase.text_dropout
-        z_lq, t, noise_step = self._draw(z_lq, phase, generator)
+        keep = draws.uniform(repeat=repeat) >= phase.text_dropout
         x = interpolate(z_lq, z_hq, t)
         v = self.transformer(x, text * keep[:, None, None], network_timestep(t), noise_step=noise_step).sample
         loss = flow_matching_loss(v, z_lq, z_hq)

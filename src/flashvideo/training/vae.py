@@ -17,15 +17,11 @@ from torch.utils.data import Dataset
 from flashvideo.data.dead_leaves import render_leaves
 from flashvideo.data.shapes_world import NUM_FRAMES, render, sample_scene
 from flashvideo.evaluation.metrics import gradient_energy_ratio
-from flashvideo.training.config import VAERecipe
+from flashvideo.training.draws import Draws, sample_seed
+from flashvideo.training.recipes import VAERecipe
 from flashvideo.vae import decode_latents, encode_moments, encode_pixels
 
 FULL_SIZE = (384, 640)
-
-
-def sample_seed(*parts: int) -> int:
-    """One 62-bit seed for a (recipe seed, phase, index, ...) tuple."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 2)
 
 
 class Crops(Dataset):
@@ -34,8 +30,8 @@ class Crops(Dataset):
     def __init__(self, seed: int, *, crop: tuple[int, int], frames: int, natural: float) -> None:
         self.seed, self.crop, self.frames, self.natural = seed, crop, frames, natural
 
-    def __getitem__(self, index: int) -> Tensor:
-        seed = sample_seed(self.seed, index)
+    def __getitem__(self, index: tuple[int, int]) -> Tensor:
+        seed = sample_seed(self.seed, *index)
         rng = np.random.default_rng(seed)
         h, w = self.crop
         if rng.random() < self.natural:
@@ -99,21 +95,19 @@ class VAETask:
                 module.requires_grad_(False)
         self.modules = nn.ModuleDict({"vae": self.vae})
 
-    def dataset(self, phase_index: int) -> Dataset:
+    def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Crops of a phase."""
         phase = self.recipe.phases[phase_index]
         seed = sample_seed(self.recipe.seed, phase_index)
         return Crops(seed, crop=phase.crop, frames=phase.frames, natural=phase.natural)
 
-    def loss(
-        self, batch: Tensor, phase_index: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Tensor, phase_index: int, draws: Draws) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction and KL of pixels (B, F, 3, H, W)."""
         recipe, phase = self.recipe, self.recipe.phases[phase_index]
         pixels = batch.to(self.vae.device)
         mean, log_variance = encode_moments(self.vae, pixels).transpose(1, 2).chunk(2, dim=2)
         log_variance = log_variance.clamp(-20, 10)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        noise = draws.normal(mean.shape[1:])
         latents = mean + torch.exp(0.5 * log_variance) * noise
         output = decode_latents(self.vae, latents, scale=1.0)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flashvideo.training.config import Stage2Recipe, VAERecipe, load_recipe
+from flashvideo.training.recipes import Stage2Recipe, VAERecipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PHASE = {"steps": 2, "batch": 1, "frames": 1, "crop": [16, 16], "learning_rate": 1e-3}
@@ -45,14 +45,18 @@ def test_crops_of_stage_2_are_pairs() -> None:
     ("changes", "message"),
     [
         ({"sede": 1}, "did you mean 'seed'"),
-        ({"task": "vea"}, "task must be one of vae, stage1, stage2, got 'vea'"),
+        ({"task": "vea"}, "task must be one of vae, stage1, stage2, preference, got 'vea'"),
         ({"seed": "one"}, "seed must be of type int, got 'one'"),
-        ({"optimizer": "sgd"}, "optimizer must be adamw or muon"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adamw8bit, adafactor, muon, got 'sgd'"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
         ({"phases": [PHASE | {"steps": 0}]}, "steps must be at least 1, got 0"),
         ({"phases": [PHASE | {"crop": [16]}]}, "must have 2 entries"),
         ({"phases": [PHASE | {"learning_rate": -1.0}]}, "learning_rate must be positive"),
+        ({"phases": [PHASE | {"accumulate": 0}]}, "accumulate must be at least 1, got 0"),
         ({"phases": 3}, "phases must be a list"),
+        ({"sharding": "zero"}, "sharding must be one of ddp, fsdp, got 'zero'"),
+        ({"trackers": ["mlflow"]}, "trackers must be of tensorboard, wandb, got 'mlflow'"),
+        ({"checkpoint_limit": 0}, "checkpoint_limit must be at least 1, got 0"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict, message: str) -> None:

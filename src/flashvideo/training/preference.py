@@ -1,0 +1,203 @@
+"""Preference alignment (paper section 3.3, Table 7): fine-tuning on what was liked, or on which of two was.
+
+Fine-tuning on a curated set is the paper's way: the stage's own loss, on the better videos alone. Direct preference
+optimisation learns from pairs against a frozen reference: with e the error of v or of the velocity, the same noise and
+time for both videos of a pair,
+
+    L = -log sigmoid(-beta / 2 ((e_better - e_better_ref) - (e_worse - e_worse_ref)))
+
+(diffusion: arXiv 2311.12908, equation 14; flow matching with a constant beta: arXiv 2501.13918, equation 9).
+
+Shapes: latents (B, f, C, h, w), text (B, L, D), errors (B,).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from flashvideo.degradations.latent import degrade_latents
+from flashvideo.flow import flow_matching_loss, interpolate, network_timestep, shift_time
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.schedule import add_noise, alphas_cumprod_sqrt_table, velocity_target
+from flashvideo.text import encode_prompts
+from flashvideo.training.draws import Draws, sample_seed
+from flashvideo.training.pairs import Pair, PairClips, find_pairs, read_candidates
+from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
+from flashvideo.training.stage1 import nearest_visited, noisy_timesteps
+
+
+def preference_loss(
+    better: Tensor, worse: Tensor, better_reference: Tensor, worse_reference: Tensor, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Direct preference optimisation of errors.
+
+    Args:
+        better: Errors of the trained network on the better videos (B,).
+        worse: On the worse ones (B,).
+        better_reference: Of the frozen reference on the better ones (B,).
+        worse_reference: On the worse ones (B,).
+        beta: How strongly a preference outweighs staying near the reference.
+
+    Returns:
+        The loss of each pair (B,), log 2 where nothing has been learned; and what its sigmoid is taken of (B,),
+        positive where the pair is told apart better than by the reference.
+    """
+    advantage = -0.5 * beta * ((better - better_reference) - (worse - worse_reference))
+    return -F.logsigmoid(advantage), advantage
+
+
+class Stage1Errors:
+    """Errors of v at Stage I."""
+
+    def __init__(self, recipe: PreferenceRecipe) -> None:
+        self.table = alphas_cumprod_sqrt_table()
+        self.sampler_steps = recipe.sampler_steps
+
+    def __call__(
+        self, network: nn.Module, point: tuple[Tensor, Tensor], clean: Tensor, text: Tensor
+    ) -> Tensor:
+        """Mean squared errors (B,) at (timesteps, noise)."""
+        timesteps, noise = point
+        a = self.table.to(clean.device)[timesteps]
+        v = network(add_noise(clean, noise, a), text, timesteps.float()).sample
+        return (v.float() - velocity_target(clean, noise, a)).square().flatten(1).mean(1)
+
+    def point(self, low: Tensor, phase: PreferencePhase, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Where a pair is compared: timesteps (B,) and noise."""
+        timesteps = noisy_timesteps(draws.stratified(), phase.density)
+        if self.sampler_steps:
+            timesteps = nearest_visited(timesteps, self.sampler_steps)
+        return timesteps, draws.normal(low.shape[1:])
+
+
+class Stage2Errors:
+    """Errors of the velocity at Stage II."""
+
+    def __init__(self, recipe: PreferenceRecipe, noise_step: int, shift: float) -> None:
+        self.noise_step, self.shift = noise_step, shift
+
+    def __call__(
+        self, network: nn.Module, point: tuple[Tensor, Tensor], clean: Tensor, text: Tensor
+    ) -> Tensor:
+        """Mean squared errors (B,) at (times, degraded low quality)."""
+        t, z_lq = point
+        x = interpolate(z_lq, clean, t)
+        v = network(x, text, network_timestep(t), noise_step=self.noise_step).sample
+        return flow_matching_loss(v, z_lq, clean, reduction="none")
+
+    def point(self, low: Tensor, phase: PreferencePhase, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Where a pair is compared: times (B,) and the degraded low quality that both start from."""
+        t = shift_time(draws.stratified(), self.shift)
+        return t, degrade_latents(low, self.noise_step, noise=draws.normal(low.shape[1:]))
+
+
+class PreferenceTask:
+    """One stage's transformer, aligned with preferences; text encoder and VAE are not needed."""
+
+    def __init__(self, recipe: PreferenceRecipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        torch.manual_seed(recipe.seed)
+        pipeline = FlashVideoPipeline.from_pretrained(recipe.start)
+        self.scheduler_folder = f"{recipe.stage}_scheduler"
+        self.scheduler = getattr(pipeline, self.scheduler_folder)
+        transformer = getattr(pipeline, f"{recipe.stage}_transformer").float().to(device)
+        self.reference: FlashVideoTransformer3DModel = copy.deepcopy(transformer).eval().requires_grad_(False)
+        self.transformer: FlashVideoTransformer3DModel = transformer.train()
+        self.modules = nn.ModuleDict({"transformer": transformer})
+        preset = pipeline.preset.stage2
+        self.errors = (
+            Stage1Errors(recipe)
+            if recipe.stage == "stage1"
+            else Stage2Errors(recipe, preset.noise_step, preset.shift)
+        )
+        files = sorted(Path(recipe.pairs).glob("*.safetensors"))
+        if not files:
+            raise ValueError(
+                f"the recipe's pairs must be a folder of candidates, got {recipe.pairs}, which has none; "
+                "make them by 'flashvideo pairs'"
+            )
+        pairs = find_pairs(files, least_margin=recipe.least_margin)
+        held_out = max(1, round(recipe.held_out * len(pairs)))
+        if held_out >= len(pairs):
+            raise ValueError(
+                f"training needs more pairs than the {held_out} held out, got {len(pairs)} in all"
+            )
+        self.held_out, self.pairs = pairs[:held_out], pairs[held_out:]
+        self.text = self._embed(pipeline, {read_candidates(pair.path).prompt for pair in pairs})
+
+    @torch.no_grad()
+    def _embed(self, pipeline: FlashVideoPipeline, prompts: set[str]) -> dict[str, Tensor]:
+        """Text embeddings (L, D) of all prompts, made once."""
+        length = int(self.transformer.config.max_text_seq_length)
+        encoder = pipeline.text_encoder.float().to(self.device)
+        texts = sorted(prompts)
+        embeds = [
+            encode_prompts([text], pipeline.tokenizer, encoder, max_text_tokens=length)[0] for text in texts
+        ]
+        return dict(zip(texts, embeds, strict=True))
+
+    def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
+        """Pairs of a phase."""
+        seed = sample_seed(self.recipe.seed, 41, phase_index)
+        return PairClips(self.pairs, seed=seed, pairs_per_step=clips_per_step)
+
+    def loss(
+        self, batch: tuple[Tensor, Tensor, Tensor, list[str]], phase_index: int, draws: Draws
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Direct preference optimisation, or the stage's own loss on the better videos."""
+        phase = self.recipe.phases[phase_index]
+        better, worse, low = (x.to(self.device) for x in batch[:3])
+        text = torch.stack([self.text[prompt] for prompt in batch[3]])
+        point = self.errors.point(low, phase, draws)
+        own = self.errors(self.transformer, point, better, text)
+        if self.recipe.method == "finetune":
+            return own.mean(), {}
+        losses, advantage = self._compare(own, point, better, worse, text)
+        loss = losses.mean() + self.recipe.better_weight * own.mean()
+        told_apart = (advantage > 0).float().mean()
+        return loss, {"told_apart": told_apart.item(), "better": own.mean().item()}
+
+    def _compare(
+        self, own: Tensor, point: tuple[Tensor, Tensor], better: Tensor, worse: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        other = self.errors(self.transformer, point, worse, text)
+        with torch.no_grad():
+            reference = [self.errors(self.reference, point, clean, text) for clean in (better, worse)]
+        return preference_loss(own, other, *reference, beta=self.recipe.beta)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """On held-out pairs: the share told apart better than by the reference, and the better ones' error."""
+        told_apart, errors = [], []
+        phase = self.recipe.phases[-1]
+        for index, pair in enumerate(self.held_out):
+            draws = Draws(self.recipe.seed, index, range(8), 8, self.device)
+            better, worse, low, text = self._repeated(pair, 8)
+            point = self.errors.point(low, phase, draws)
+            own = self.errors(self.transformer, point, better, text)
+            _, advantage = self._compare(own, point, better, worse, text)
+            told_apart.append(float(advantage.mean() > 0))
+            errors.append(own.mean().item())
+        count = len(self.held_out)
+        return {"told_apart": sum(told_apart) / count, "better_error": sum(errors) / count}
+
+    def _repeated(self, pair: Pair, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        candidates = read_candidates(pair.path)
+        better, worse = candidates.latents[pair.better], candidates.latents[pair.worse]
+        low = torch.zeros_like(better) if candidates.low is None else candidates.low
+        return tuple(  # type: ignore[return-value]
+            x.to(self.device).expand(count, *x.shape)
+            for x in (better, worse, low, self.text[candidates.prompt])
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write transformer and scheduler folders."""
+        self.transformer.save_pretrained(folder / f"{self.recipe.stage}_transformer")
+        self.scheduler.save_pretrained(folder / self.scheduler_folder)

@@ -1,0 +1,205 @@
+"""Candidates with scores, pairs of them, and what is learned from pairs."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.training.draws import Draws
+from flashvideo.training.loop import train
+from flashvideo.training.pairs import (
+    Candidates,
+    PairClips,
+    find_pairs,
+    make_candidates,
+    read_candidates,
+    write_candidates,
+)
+from flashvideo.training.preference import PreferenceTask, preference_loss
+from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
+
+CPU = torch.device("cpu")
+WORDS = ["a", "red", "blue", "ball"]
+
+
+def _brightness(frames: torch.Tensor, prompt: str) -> float:
+    assert frames.ndim == 4 and prompt
+    return frames.mean().item()
+
+
+@pytest.fixture
+def model(toy_pipeline, tmp_path) -> Path:
+    toy_pipeline(WORDS).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _write(folder: Path, index: int, scores: tuple[float, ...], stage: int = 1) -> Path:
+    generator = torch.Generator().manual_seed(index)
+    size = (2, 8, 4, 6) if stage == 1 else (2, 8, 8, 12)
+    latents = torch.randn((len(scores), *size), generator=generator)
+    low = torch.randn(size, generator=generator) if stage == 2 else None
+    path = folder / f"{index:06}.safetensors"
+    folder.mkdir(exist_ok=True)
+    write_candidates(
+        path,
+        Candidates(prompt=("a red ball", "a blue ball")[index % 2], latents=latents, scores=scores, low=low),
+    )
+    return path
+
+
+def _recipe(model: Path, tmp_path: Path, stage: int = 1, **changes: Any) -> PreferenceRecipe:
+    for index in range(4):
+        _write(tmp_path / "pairs", index, (0.0, 1.0, 0.5), stage)
+    options: dict[str, Any] = {
+        "task": "preference",
+        "stage": f"stage{stage}",
+        "start": str(model),
+        "output": str(tmp_path / "run"),
+        "pairs": str(tmp_path / "pairs"),
+        "phases": (PreferencePhase(steps=3, batch=2, frames=5, learning_rate=1e-3, warmup=1),),
+        "workers": 0,
+        "bf16": False,
+        "ema_decay": 0.0,
+    }
+    return PreferenceRecipe(**options | changes)
+
+
+def _loss(task: PreferenceTask, step: int = 0) -> tuple[torch.Tensor, dict[str, float]]:
+    dataset = task.dataset(0, 2)
+    batch = default_collate([dataset[step, place] for place in range(2)])
+    return task.loss(batch, 0, Draws(0, step, range(2), 2))
+
+
+def test_the_loss_is_log_2_where_nothing_was_learned_and_falls_as_the_better_one_gains() -> None:
+    one = torch.ones(1)
+    loss, advantage = preference_loss(one, one, one, one, beta=10.0)
+    assert loss.item() == pytest.approx(math.log(2)) and advantage.item() == 0
+    gained, advantage = preference_loss(0.9 * one, one, one, one, beta=10.0)
+    assert advantage.item() == pytest.approx(0.5)
+    assert gained.item() == pytest.approx(math.log(1 + math.exp(-0.5)))
+    lost, _ = preference_loss(one, 0.9 * one, one, one, beta=10.0)
+    assert lost > loss > gained
+
+
+def test_the_loss_counts_errors_relative_to_the_references() -> None:
+    errors = torch.tensor((0.3, 0.7))
+    loss, advantage = preference_loss(errors, 2 * errors, errors, 2 * errors, beta=500.0)
+    assert advantage.tolist() == [0, 0] and loss.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_models_own_samples_become_scored_candidates_and_what_is_there_is_kept(
+    toy_pipeline, tmp_path: Path, stage: int
+) -> None:
+    pipeline = toy_pipeline(WORDS)
+    pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"stage": f"stage{stage}", "count": 2, "seed": 3}
+    files = make_candidates(pipeline, ["a red ball", "a blue ball"], _brightness, tmp_path, **options)
+    first = read_candidates(files[0])
+    preset = pipeline.preset.stage1 if stage == 1 else pipeline.preset.stage2
+    assert first.prompt == "a red ball"
+    assert first.latents.shape == (2, 2, 8, preset.height // 4, preset.width // 4)
+    assert (first.low is None) == (stage == 1)
+    assert first.scores[0] != first.scores[1]
+    times = [path.stat().st_mtime_ns for path in files]
+    files[1].unlink()
+    again = make_candidates(pipeline, ["a red ball", "a blue ball"], _brightness, tmp_path, **options)
+    assert again == files and files[0].stat().st_mtime_ns == times[0]
+    assert read_candidates(files[1]).prompt == "a blue ball"
+
+
+def test_pairs_are_the_best_and_the_worst_where_they_differ_enough(tmp_path: Path) -> None:
+    files = [_write(tmp_path, i, s) for i, s in enumerate([(0.2, 0.9, 0.1), (0.5, 0.5), (0.3, 0.4)])]
+    (pair,) = find_pairs(files, least_margin=0.2)
+    assert (pair.path, pair.better, pair.worse) == (files[0], 1, 2)
+    assert pair.margin == pytest.approx(0.8)
+    assert len(find_pairs(files)) == 2
+    with pytest.raises(ValueError, match=r"differ by more than 1, got none in 3 files"):
+        find_pairs(files, least_margin=1)
+
+
+def test_every_pair_is_seen_once_in_an_epoch(tmp_path: Path) -> None:
+    pairs = find_pairs([_write(tmp_path, i, (0.0, 1.0)) for i in range(4)])
+    dataset = PairClips(pairs, seed=0, pairs_per_step=2)
+    sums = [round(dataset[step, place][0].sum().item(), 3) for step in range(2) for place in range(2)]
+    assert sorted(sums) == sorted(round(read_candidates(p.path).latents[1].sum().item(), 3) for p in pairs)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_alignment_starts_at_log_2_and_moves_the_transformer_alone(
+    model: Path, tmp_path: Path, stage: int
+) -> None:
+    task = PreferenceTask(_recipe(model, tmp_path, stage), CPU)
+    loss, values = _loss(task)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
+    assert values["told_apart"] == 0
+    loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in task.transformer.parameters())
+    assert all(p.grad is None for p in task.reference.parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_alignment_learns_to_tell_pairs_apart_and_leaves_a_part_of_a_model(
+    model: Path, tmp_path: Path, stage: int
+) -> None:
+    phase = PreferencePhase(steps=12, batch=3, frames=5, learning_rate=3e-3, warmup=1)
+    recipe = _recipe(model, tmp_path, stage, phases=(phase,), beta=100.0)
+    task = PreferenceTask(recipe, CPU)
+    train(task, recipe, recipe.phases)
+    losses = [_loss(task, step)[0].item() for step in range(4)]
+    assert sum(losses) / 4 < 0.8 * math.log(2)
+    assert set(task.validate()) == {"told_apart", "better_error"}
+    saved = FlashVideoTransformer3DModel.from_pretrained(tmp_path / "run" / f"stage{stage}_transformer")
+    for a, b in zip(saved.parameters(), task.transformer.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_fine_tuning_on_what_was_liked_is_the_stages_own_loss_on_the_better_ones(
+    model: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(model, tmp_path, better_weight=2.0)
+    preferred = PreferenceTask(recipe, CPU)
+    tuned = PreferenceTask(dataclasses.replace(recipe, method="finetune"), CPU)
+    loss, values = _loss(preferred)
+    own, _ = _loss(tuned)
+    assert values["better"] == pytest.approx(own.item())
+    assert loss.item() == pytest.approx(math.log(2) + 2 * own.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": 3}, "stage must be one of stage1, stage2, got 'stage3'"),
+        ({"method": "ppo"}, "method must be one of dpo, finetune, got 'ppo'"),
+        ({"start": ""}, "needs 'start'"),
+        ({"beta": 0.0}, "beta must be positive"),
+        ({"pairs": "nowhere"}, "must be a folder of candidates, got nowhere"),
+        ({"held_out": 0.99}, "needs more pairs than the 4 held out, got 4"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(model: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PreferenceTask(_recipe(model, tmp_path, **changes), CPU)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="not a safetensors file of candidates"):
+        read_candidates(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"count": 1}, "at least 2 candidates"), ({"stage": "third"}, "stage must be one of stage1, stage2")],
+)
+def test_candidates_that_make_no_sense_are_an_error(
+    toy_pipeline, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_candidates(toy_pipeline(WORDS), ["a red ball"], _brightness, tmp_path, **changes)
