@@ -22,7 +22,7 @@ from flashvideo.data.captions import caption
 from flashvideo.data.dead_leaves import render_leaves
 from flashvideo.data.shapes_world import NUM_FRAMES, render, sample_scene
 from flashvideo.degradations.latent import degrade_latents
-from flashvideo.degradations.pixel import degrade_pixels
+from flashvideo.degradations.pixel import PixelDegradation, degrade_pixels
 from flashvideo.evaluation.metrics import gradient_energy, psnr
 from flashvideo.flow import (
     euler,
@@ -170,13 +170,12 @@ class Stage2Task:
 
     def _degrade(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> Tensor:
         """What a clip (1, F, 3, H, W) is made from."""
-        draws = torch.rand(2, generator=generator)
-        strong, round_trip = float(draws[0]) < phase.strong, float(draws[1]) < phase.round_trip
+        round_trip = float(torch.rand((), generator=generator)) < phase.round_trip
+        factor = (float(self.recipe.scale), float(self.recipe.scale))
         return degrade_pixels(
             pixels,
             generator,
-            scale=self.recipe.scale,
-            strong=strong,
+            PixelDegradation(strong=phase.strong, weak_factor=factor, strong_factor=factor),
             at_low_resolution=self._round_trip if round_trip else None,
         )
 
