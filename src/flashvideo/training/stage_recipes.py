@@ -237,6 +237,7 @@ class Stage2Recipe(Recipe):
         validation: others to validate on; by default a share of `data` that is never trained on.
         degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. Of its `strong`
             the phases' own takes the place.
+        strength: of the strong degradation: 1 as it is, 0 the mildest of all its ranges.
         prompt_prefix: put before each caption, as at inference; the released model reads "medium motion,".
         size: (height, width) of the full frame.
         scale: factor between preview and full frame.
@@ -257,6 +258,7 @@ class Stage2Recipe(Recipe):
     data: ClipData | None = None
     validation: ClipData | None = None
     degradation: PixelDegradation | None = None
+    strength: float = 1.0
     prompt_prefix: str = ""
     size: tuple[int, int] = (384, 640)
     scale: int = 4
@@ -275,6 +277,7 @@ class Stage2Recipe(Recipe):
         if self.positions not in ("", "rotary", "absolute"):
             raise ValueError(f"positions must be rotary or absolute, got {self.positions!r}")
         _check_counts(self, watch_clips=1, watch_frames=1)
+        _check_share("strength", self.strength)
         _check_validation(self.data, self.validation)
         if any(side % self.scale for side in self.size):
             raise ValueError(f"size must be multiples of scale {self.scale}, got {list(self.size)}")
@@ -286,7 +289,8 @@ class Stage2Recipe(Recipe):
     def pixel_degradation(self) -> PixelDegradation:
         """What low quality is made by."""
         factor = (float(self.scale), float(self.scale))
-        return self.degradation or PixelDegradation(weak_factor=factor, strong_factor=factor)
+        published = PixelDegradation(weak_factor=factor, strong_factor=factor)
+        return (self.degradation or published).milder(self.strength)
 
     def noise_step_to_watch(self) -> int:
         """Noise step of validation."""
@@ -314,7 +318,7 @@ def _check_validation(data: ClipData | None, validation: ClipData | None) -> Non
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a share, 0 to 1, got {value}")
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
 def _check_vae(vae: str, start: str) -> None:
