@@ -428,7 +428,7 @@ def test_noise_steps_follow_the_number_of_frames_and_cover_their_range(stage2: S
             "noise_steps_by_frames must be of lengths of the phase, 5, got 9",
         ),
         ({"crops": ()}, "crops must give at least one"),
-        ({"strong": 1.5}, "strong must be a share, 0 to 1, got 1.5"),
+        ({"strong": 1.5}, "strong must be between 0 and 1, got 1.5"),
         ({"speeds": (2.0, 1.0)}, "speeds must be positive and rise"),
         ({"times_per_clip": 0}, "times_per_clip must be at least 1, got 0"),
     ],

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from flashvideo.data.captions import full_caption
 from flashvideo.data.dead_leaves import render_leaves
-from flashvideo.data.shapes_world import FRAME_RATE, Scene, object_mask, render, sample_scene
+from flashvideo.data.shapes_world import FRAME_RATE, NUM_FRAMES, Scene, object_mask, render, sample_scene
+from flashvideo.degradations.pixel import PixelDegradation, degrade_pixels
 from flashvideo.evaluation.metrics import (
     downsampled_psnr,
     edge_psnr,
@@ -49,6 +50,10 @@ from flashvideo.video import read_video, write_video
 
 Record = dict[str, float]
 Section = Callable[[FlashVideoPipeline, int], Record]
+LENGTHS = (1, 5, 17, 33, 49)
+"""Frames of the clips of sections that compare lengths."""
+SPEEDS = (1, 2, 4)
+"""How many times as fast as usual the motion of clips is, of a section that compares speeds."""
 FIRST_SEED = 1_000_000_000
 """Seeds from here on belong to evaluation; training derives its own by hashing and never meets them."""
 
@@ -193,6 +198,97 @@ def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
     return record
 
 
+def _clip(
+    index: int, size: tuple[int, int], *, frames: int, speed: float = 1.0
+) -> tuple[str, Tensor, Tensor]:
+    """A held-out clip that starts at the beginning of its course: prompt, a quarter of the size, and full size."""
+    scene = sample_scene(FIRST_SEED + index, held_out=True)
+    times = [speed * i / (NUM_FRAMES - 1) for i in range(frames)]
+    low, truth = (
+        torch.from_numpy(render(scene, height=size[0] // part, width=size[1] // part, times=times))
+        for part in (4, 1)
+    )
+    return full_caption(scene), low, truth
+
+
+def _enlarge(pipeline: FlashVideoPipeline, low: Tensor, prompt: str, truth: Tensor, index: int) -> Record:
+    """Stage II and bicubic beside the truth."""
+    height, width = truth.shape[-2:]
+    result: Any = pipeline.stage2(
+        low[None], prompt or None, height=height, width=width, generator=_generator(index), output_type="pt"
+    )
+    outputs = {
+        "stage2": result.frames[0].float(),
+        "bicubic": upscale_clip(low, height, width, "bicubic"),
+    }
+    record = {
+        f"{name}_{key}": value
+        for name, output in outputs.items()
+        for key, value in compare(output, truth).items()
+    }
+    return record | {"stage2_fidelity": downsampled_psnr(outputs["stage2"], low).mean().item()}
+
+
+def degraded(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Stage II on what blur, noise and compression leave of a clip, half as strong as published; every third leaves."""
+    size = _sizes(pipeline)[1]
+    prompt, _, truth = _clip(index, size, frames=9)
+    if index % 3 == 2:
+        prompt = ""
+        truth = torch.from_numpy(
+            render_leaves(FIRST_SEED + index, height=size[0], width=size[1], num_frames=9)
+        )
+    small: list[Tensor] = []
+
+    def keep(low: Tensor) -> Tensor:
+        small.append(low[0].clamp(-1, 1))
+        return low
+
+    ranges = PixelDegradation(strong_factor=(4, 4)).milder(0.5)
+    degrade_pixels(truth[None], _generator(index), ranges, strong=True, at_low_resolution=keep)
+    return _enlarge(pipeline, small[0], prompt, truth, index)
+
+
+def speeds(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Stage II on exact pairs whose motion is 1, 2 and 4 times as fast."""
+    record: Record = {}
+    for speed in SPEEDS:
+        prompt, low, truth = _clip(index, _sizes(pipeline)[1], frames=NUM_FRAMES, speed=speed)
+        figures = _enlarge(pipeline, low, prompt, truth, index)
+        record |= {f"speed{speed}_{name}": value for name, value in figures.items()}
+    return record
+
+
+def lengths(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Stage II on exact pairs of 1 to 49 frames."""
+    record: Record = {}
+    for frames in LENGTHS:
+        prompt, low, truth = _clip(index, _sizes(pipeline)[1], frames=frames)
+        figures = _enlarge(pipeline, low, prompt, truth, index)
+        record |= {f"frames{frames}_{name}": value for name, value in figures.items()}
+    return record
+
+
+def preview_lengths(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Which attributes of a held-out prompt the readers find in previews of 1 to 49 frames; one frame has no motion."""
+    scene = held_out_scene(index)
+    record: Record = {}
+    for frames in LENGTHS:
+        result: Any = pipeline(
+            full_caption(scene),
+            num_frames=frames,
+            preview_only=True,
+            generator=_generator(index),
+            output_type="pt",
+        )
+        found = dict(agreement(read_clip(result.preview_frames[0]), scene))
+        if frames == 1:
+            del found["motion"]
+        record |= {f"frames{frames}_{name}": float(value) for name, value in found.items()}
+        record[f"frames{frames}_all"] = float(all(found.values()))
+    return record
+
+
 SECTIONS: Mapping[str, tuple[Section, int]] = {
     "readers": (readers, 500),
     "vae": (vae, 12),
@@ -200,9 +296,13 @@ SECTIONS: Mapping[str, tuple[Section, int]] = {
     "finals": (finals, 64),
     "pairs": (pairs, 24),
     "consistency": (consistency, 24),
+    "degraded": (degraded, 24),
+    "speeds": (speeds, 12),
+    "lengths": (lengths, 6),
+    "preview_lengths": (preview_lengths, 64),
 }
 """What can be measured, and on how many clips by default."""
-SHARE_SECTIONS = ("readers", "previews", "finals")
+SHARE_SECTIONS = ("readers", "previews", "finals", "preview_lengths")
 """Sections in which readers say right or wrong."""
 
 
