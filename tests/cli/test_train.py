@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ class Line(torch.utils.data.Dataset):
 class TinyTask:
     """Fits a line."""
 
-    def __init__(self, stop_at=None):
+    def __init__(self, stop_at=None, stop_by=signal.SIGINT):
+        self.signal = stop_by
         self.modules = torch.nn.ModuleDict({"line": torch.nn.Linear(1, 1)})
         self.stop_at, self.steps = stop_at, 0
 
@@ -35,15 +37,21 @@ class TinyTask:
         return Line()
 
     def loss(self, batch, phase_index, draws):
-        if self.steps == self.stop_at:
-            raise KeyboardInterrupt
         self.steps += 1
+        if self.steps == self.stop_at:
+            signal.raise_signal(self.signal)
         return (self.modules["line"](batch) - 2 * batch).square().mean(), {}
 
-    def validate(self):
+    def validate(self, folder):
         return {"error": 0.0}
 
-    def save(self, folder):
+    def score(self, values):
+        return -values["error"]
+
+    def warnings(self, values, history):
+        return [f"the error is {values['error']}"]
+
+    def save(self, folder, modules=None):
         (folder / "trained.txt").write_text("trained")
 
 
@@ -56,10 +64,10 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def task(monkeypatch):
-    """`task(stop_at)` is what the next training trains."""
+    """`task(stop_at, stop_by)` is what the next training trains."""
 
-    def use(stop_at=None):
-        tiny = TinyTask(stop_at)
+    def use(*stop):
+        tiny = TinyTask(*stop)
         monkeypatch.setattr("flashvideo.cli.train.build_task", lambda recipe, device: tiny)
         return tiny
 
@@ -72,6 +80,8 @@ def test_a_recipe_is_run_to_its_end(call, recipe, task, tmp_path):
     assert outcome.code == 0, outcome.err
     data = json.loads(outcome.out)
     assert (data["output"], data["task"]) == (str(tmp_path / "runs" / "line"), "vae")
+    assert (data["steps"], data["finished"]) == (3, True)
+    assert data["warnings"] == ["step 3: the error is 0.0"]
     assert tiny.steps == 3
     assert (tmp_path / "runs" / "line" / "trained.txt").exists()
 
@@ -85,14 +95,30 @@ def test_values_of_the_recipe_are_replaced_before_or_behind_options(call, recipe
     assert tiny.steps == 2
 
 
-def test_an_interrupted_training_is_saved_and_resumed(call, recipe, task):
-    task(stop_at=2)
+@pytest.mark.parametrize(("stop_by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_is_saved_and_resumed(call, recipe, task, stop_by, code):
+    task(2, stop_by)
     outcome = call("train", recipe, "--device", "cpu")
-    assert outcome.code == 130
-    assert "stopped at step 2; saved to" in outcome.err.splitlines()[-1]
+    assert outcome.code == code
+    assert re.search(r"stopped at step 2; saved to .*; --resume goes on", outcome.err.splitlines()[-1])
     tiny = task()
     assert call("train", recipe, "--device", "cpu", "--resume").code == 0
     assert tiny.steps == 1
+
+
+def test_a_training_that_is_out_of_time_says_that_it_is_not_done(call, recipe, task, tmp_path):
+    task()
+    outcome = call("train", recipe, "--device", "cpu", "--max-minutes", "0.0000001")
+    assert outcome.code == 0
+    assert "stopped at step 1; --resume goes on in" in outcome.out
+    assert not (tmp_path / "runs" / "line" / "trained.txt").exists()
+
+
+def test_another_training_in_the_same_output_is_refused(call, refusal, recipe, task):
+    task()
+    assert call("train", recipe, "--device", "cpu").code == 0
+    said = refusal(call, "train", recipe, "--device", "cpu")
+    assert "holds checkpoints of an earlier training; add --resume" in said
 
 
 def test_each_task_is_built_by_its_own_class():
@@ -112,6 +138,11 @@ def test_each_task_is_built_by_its_own_class():
         (["recipe.yaml", "task=film"], "task must be one of vae, stage1, stage2, preference, got 'film'"),
         (["recipe.yaml", "output=recipe.yaml/runs"], "output recipe.yaml/runs cannot be written"),
         (["recipe.yaml", "--device", "toaster"], "device must be one of"),
+        (
+            ["recipe.yaml", "sharding=fsdp"],
+            "sharding: fsdp is for transformers, got task vae; use sharding: ddp",
+        ),
+        (["recipe.yaml", "push_to_hub=a/b/c"], "push_to_hub must be a repository such as name/model"),
         (
             ["stage2.yaml"],
             "the recipe's vae must be a folder of trained weights, got nowhere; train it first",

@@ -1,169 +1,299 @@
-"""The loop on a tiny VAE: it learns, saves, resumes bit for bit, and survives interruption."""
+"""The loop on a toy: it learns, keeps the best, resumes, stops when told to, and loses nothing."""
 
 import csv
 import dataclasses
+import json
+import logging
+import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from safetensors.torch import load_file
 
-from flashvideo.training import loop
 from flashvideo.training.config import Phase
-from flashvideo.training.loop import Interrupted, learning_rate, train
-from flashvideo.training.recipes import VAEPhase, VAERecipe
-from flashvideo.training.vae import VAETask
+from flashvideo.training.curve import TIMES
+from flashvideo.training.stopping import Interrupted
+from flashvideo.training.task import fallen
 
-MODEL = {
-    "down_block_types": ["CogVideoXDownBlock3D"] * 2,
-    "up_block_types": ["CogVideoXUpBlock3D"] * 2,
-    "block_out_channels": [4, 4],
-    "latent_channels": 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "temporal_compression_ratio": 2,
-}
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
-class TinyVAETask(VAETask):
-    """The real task; validation on full-size clips is left out for time."""
-
-    def validate(self) -> dict[str, float]:
-        return {"checked": float(sum(p.detach().abs().sum() for p in self.vae.parameters()))}
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curve.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def _recipe(output: Path, steps: int = 3) -> VAERecipe:
-    phase = VAEPhase(steps=steps, batch=2, frames=3, crop=(16, 16), learning_rate=1e-3, natural=0.0, warmup=1)
-    return VAERecipe(
-        task="vae",
-        output=str(output),
-        model=MODEL,
-        phases=(phase, phase),
-        workers=0,
-        bf16=False,
-        ema_decay=0.5,
-    )
+def _phase(steps: int, **options: object) -> Phase:
+    return Phase(**{"steps": steps, "batch": 4, "frames": 1, "learning_rate": 3e-3, "warmup": 1} | options)
 
 
-def _clip() -> torch.Tensor:
-    return torch.linspace(-0.2, 0.9, 16).expand(3, 3, 16, 16).clone()
-
-
-class Same(torch.utils.data.Dataset):
-    """One clip over and over."""
-
-    def __init__(self, clip: torch.Tensor) -> None:
-        self.clip = clip
-
-    def __getitem__(self, index: tuple[int, int]) -> torch.Tensor:
-        return self.clip
-
-
-def _run(recipe: VAERecipe, **options: object) -> TinyVAETask:
-    task = TinyVAETask(recipe, torch.device("cpu"))
-    train(task, recipe, recipe.phases, **options)  # type: ignore[arg-type]
+def _scores(task, *scores: float):
+    """Gives a task's validations these scores, in order."""
+    left = list(scores)
+    task.validate = lambda folder: {"size": left.pop(0)}
     return task
 
 
-def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    whole = _run(_recipe(tmp_path / "whole"))
-    _run(_recipe(tmp_path / "parts"), max_minutes=1e-9)  # stops after one step
-    _run(_recipe(tmp_path / "parts"), resume=True, max_minutes=1e-9)
-    parts = _run(_recipe(tmp_path / "parts"), resume=True)
-    for a, b in zip(whole.vae.parameters(), parts.vae.parameters(), strict=True):
-        assert torch.equal(a, b)
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory) -> Path:
+    """A run from beginning to end."""
+    output = tmp_path_factory.mktemp("whole")
+    assert toy.run(toy.recipe(output)).finished
+    return output
 
 
-def test_the_saved_weights_are_the_moving_average_and_load(tmp_path: Path) -> None:
-    task = _run(_recipe(tmp_path))
-    saved = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "vae")
-    checkpoint = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)
-    for average, parameter in zip(checkpoint["average"], saved.parameters(), strict=True):
-        assert torch.equal(average, parameter)
-    assert any(not torch.equal(a, b) for a, b in zip(saved.parameters(), task.vae.parameters(), strict=True))
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(toy, whole, tmp_path) -> None:
+    recipe = toy.recipe(tmp_path)
+    for step in (1, 2):
+        outcome = toy.run(recipe, resume=True, max_minutes=1e-9)  # stops after one step
+        assert (outcome.steps, outcome.finished) == (step, False)
+        assert not (tmp_path / "transformer").exists()
+    assert toy.run(recipe, resume=True).finished
+    for part in ("", "last"):
+        ours, theirs = (load_file(run / part / WEIGHTS) for run in (tmp_path, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    curves = [
+        [{k: v for k, v in r.items() if k not in TIMES} for r in _rows(run)] for run in (tmp_path, whole)
+    ]
+    assert curves[0] == curves[1]
 
 
-def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = _clip()
-    monkeypatch.setattr(TinyVAETask, "dataset", lambda self, *_: Same(clip))
-    _run(_recipe(tmp_path, steps=40))
-    with (tmp_path / "curve.csv").open() as file:
-        losses = [float(r["loss"]) for r in csv.DictReader(file) if r["loss"]]
-    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
+def test_the_curve_tells_of_time_speed_and_memory(whole) -> None:
+    rows = _rows(whole)
+    assert [row["step"] for row in rows] == ["1", "2", "2", "3", "4", "4"]
+    trained = [row for row in rows if row["loss"]]
+    assert all(float(row[name]) > 0 for row in trained for name in ("samples_per_second", "memory_gib"))
+    assert [bool(row["score"]) for row in rows] == [False, False, True] * 2
 
 
-def test_ctrl_c_saves_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = loop.Run.step, []
+def test_training_lowers_the_loss(toy, tmp_path) -> None:
+    toy.run(toy.recipe(tmp_path, phases=(_phase(60, learning_rate=1e-2),), log_steps=5, validate_steps=0))
+    losses = [float(row["loss"]) for row in _rows(tmp_path) if row["loss"]]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
-    def step(self: loop.Run, batch: object) -> dict[str, float]:
+
+def test_the_best_average_is_left_and_the_last_beside_it(toy, tmp_path) -> None:
+    task = _scores(toy.ToyTask(), 1.0, 3.0, 2.0)
+    toy.run(toy.recipe(tmp_path, phases=(_phase(6),)), task)
+    assert json.loads((tmp_path / "validation.json").read_text())["step"] == 4
+    assert json.loads((tmp_path / "last" / "validation.json").read_text())["step"] == 6
+    best, left, last = (
+        load_file(folder / WEIGHTS)
+        for folder in (tmp_path / "best/step_00000004", tmp_path, tmp_path / "last")
+    )
+    assert all(torch.equal(best[name], left[name]) for name in best)
+    assert any(not torch.equal(left[name], last[name]) for name in left)
+    state = torch.load(tmp_path / "checkpoints/step_00000006/state.pt", weights_only=True)
+    average, weights = (
+        {k.rpartition("transformer.")[2]: v for k, v in state[part].items() if "transformer." in k}
+        for part in ("average", "parameters")
+    )
+    name = "proj_out.weight"
+    assert torch.equal(last[name], average[name]) and not torch.equal(last[name], weights[name])
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["step_00000004"]
+
+
+@pytest.mark.parametrize(("from_best", "start"), [(True, 2), (False, 4)])
+def test_a_phase_starts_from_the_best_or_the_last_of_the_one_before(toy, tmp_path, from_best, start) -> None:
+    task = _scores(toy.ToyTask(), 3.0, 1.0, 0.0)
+    still = _phase(1, learning_rate=1e-30, from_best=from_best)
+    toy.run(toy.recipe(tmp_path, phases=(_phase(4), still), checkpoint_limit=9, ema_decay=0.0), task)
+    state = torch.load(tmp_path / f"checkpoints/step_{start:08}/state.pt", weights_only=True)
+    now = dict(task.modules.named_parameters())
+    assert all(
+        torch.equal(now[name.removeprefix("networks.")], value) for name, value in state["parameters"].items()
+    )
+
+
+def test_the_first_phase_has_no_best_to_start_from(toy, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"phases\.0\.from_best needs a phase before it"):
+        toy.run(toy.recipe(tmp_path, phases=(_phase(1, from_best=True),)))
+
+
+def test_only_so_many_checkpoints_are_kept(toy, tmp_path) -> None:
+    toy.run(toy.recipe(tmp_path, checkpoint_minutes=0.0, checkpoint_limit=3))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000002", "step_00000003", "step_00000004"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "missing"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_continued(
+    toy, whole, tmp_path, caplog, damage
+) -> None:
+    recipe = toy.recipe(tmp_path)
+    toy.run(recipe)
+    state = max((tmp_path / "checkpoints").iterdir()) / "state.pt"
+    data = bytearray(state.read_bytes())
+    if damage == "missing":
+        state.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        state.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    assert toy.run(recipe, resume=True).steps == 4
+    assert "step_00000004 is damaged (state.pt is" in caplog.text
+    ours, theirs = (load_file(run / WEIGHTS) for run in (tmp_path, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_secret(toy, tmp_path) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(1),))
+    toy.run(recipe)
+    (tmp_path / "checkpoints/step_00000001/checkpoint.json").write_text("{")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole; delete the folder to start anew"):
+        toy.run(recipe, resume=True)
+
+
+def test_an_output_with_checkpoints_is_not_overwritten(toy, tmp_path) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(1),))
+    toy.run(recipe)
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier training; add --resume"):
+        toy.run(recipe)
+
+
+def test_a_checkpoint_of_other_networks_is_one_sentence(toy, tmp_path) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(1),))
+    toy.run(recipe)
+    task = toy.ToyTask()
+    task.modules["text"] = torch.nn.Embedding(7, 31)
+    with pytest.raises(
+        ValueError, match=r"does not fit what the recipe trains now: .* resume with the recipe"
+    ):
+        toy.run(recipe, task, resume=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_step_end_saves_and_says_how_to_go_on(toy, tmp_path, number, code) -> None:
+    task = toy.ToyTask()
+    loss, calls = task.loss, []
+
+    def signalled(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, batch)
+            signal.raise_signal(number)
+        return loss(*arguments)
 
-    monkeypatch.setattr(loop.Run, "step", step)
-    with pytest.raises(Interrupted, match="stopped at step 2"):
-        _run(_recipe(tmp_path))
-    assert (tmp_path / loop.CHECKPOINT).exists()
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loss(self: VAETask, *args: object) -> tuple[torch.Tensor, dict[str, float]]:
-        return next(self.vae.parameters()).sum() * float("nan"), {}
-
-    monkeypatch.setattr(TinyVAETask, "loss", loss)
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        _run(_recipe(tmp_path))
+    task.loss = signalled
+    before = signal.getsignal(number)
+    with pytest.raises(
+        Interrupted, match=r"stopped at step 3; saved to .*step_00000003; --resume goes on"
+    ) as caught:
+        toy.run(toy.recipe(tmp_path), task)
+    assert caught.value.exit_code == code and signal.getsignal(number) is before
+    assert (tmp_path / "checkpoints/step_00000003").exists()
+    assert toy.run(toy.recipe(tmp_path), resume=True).finished
 
 
-def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    phase = Phase(steps=110, batch=1, frames=1, learning_rate=1.0, final_learning_rate=0.2, warmup=10)
-    assert learning_rate(phase, 0) == pytest.approx(0.1)
-    assert learning_rate(phase, 10) == pytest.approx(1.0)
-    assert learning_rate(phase, 60) == pytest.approx(0.6)
-    assert learning_rate(phase, 110) == pytest.approx(0.2)
+def test_a_second_ctrl_c_stops_at_once(toy, tmp_path) -> None:
+    task = toy.ToyTask()
+
+    def impatient(*arguments: object) -> object:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    task.loss = impatient
+    with pytest.raises(Interrupted, match="stopped at once"):
+        toy.run(toy.recipe(tmp_path), task)
 
 
-def test_muon_takes_hidden_matrices_and_kernels_only(tmp_path: Path) -> None:
-    recipe = VAERecipe(task="vae", output=str(tmp_path), model=MODEL, phases=(), optimizer="muon")
-    task = TinyVAETask(recipe, torch.device("cpu"))
-    adam, muon = loop.build_optimizer(task.modules, recipe)
-    kernels = [p for g in muon.param_groups for p in g["params"]]
-    rest = [p for g in adam.param_groups for p in g["params"]]
-    assert kernels and all(p.ndim == 2 for p in kernels)
-    assert sum(p.numel() for p in kernels + rest) == sum(p.numel() for p in task.modules.parameters())
+def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path) -> None:
+    task = toy.ToyTask()
+    loss = task.loss
+    task.loss = lambda *arguments: (loss(*arguments)[0] * math.nan, {})
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0; lower the learning rate"):
+        toy.run(toy.recipe(tmp_path), task)
 
 
-def test_a_muon_step_changes_the_kernel_itself(tmp_path: Path) -> None:
-    kernel = torch.nn.Parameter(torch.randn(4, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
-    before = kernel.detach().clone()
-    optimizer = loop.KernelMuon([kernel], lr=0.1, weight_decay=0.0)
-    kernel.square().sum().backward()
-    optimizer.step()
-    update = (before - kernel.detach()).flatten(1)
-    singular = torch.linalg.svdvals(update)
-    assert singular.max() < 2.5 * singular.min()  # orthogonalised: all directions move about alike
+def _with_bad_gradient(toy, *steps: int):
+    """A toy whose gradient is infinite at these calls of its loss, and the loss finite."""
+    task, calls = toy.ToyTask(), []
+    loss = task.loss
+
+    def bad(*arguments: object) -> object:
+        calls.append(1)
+        value, named = loss(*arguments)
+        weight = task.modules["text"].weight.sum()
+        return value + (0.0 * (weight - weight.detach()).abs().sqrt() if len(calls) in steps else 0), named
+
+    task.loss = bad
+    return task
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_modules_factor_scales_its_learning_rate_also_when_resumed(tmp_path: Path, optimizer: str) -> None:
-    options = {"optimizer": optimizer, "weight_decay": 0.0, "rate_factors": {"vae": 0.0}}
-    recipe = dataclasses.replace(_recipe(tmp_path / "run", steps=1), **options)
-    task = TinyVAETask(recipe, torch.device("cpu"))
-    before = [p.detach().clone() for p in task.modules.parameters()]
-    train(task, recipe, recipe.phases[:1])
-    assert all(torch.equal(a, b) for a, b in zip(before, task.modules.parameters(), strict=True))
-    faster = dataclasses.replace(recipe, rate_factors={"vae": 1.0})
-    resumed = _run(faster, resume=True)
-    assert not any(torch.equal(a, b) for a, b in zip(before, resumed.modules.parameters(), strict=True))
+def test_a_gradient_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(toy, tmp_path) -> None:
+    with pytest.raises(FloatingPointError, match="the gradients' norm is nan at step 1"):
+        toy.run(toy.recipe(tmp_path / "strict"), _with_bad_gradient(toy, 2))
+    toy.run(toy.recipe(tmp_path / "lenient", max_skips=1), _with_bad_gradient(toy, 2))
+    assert [row["skipped"] for row in _rows(tmp_path / "lenient") if row["loss"]] == ["0", "1", "1", "1"]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "lenient" / WEIGHTS).values())
+    with pytest.raises(FloatingPointError, match="let max_skips steps pass"):
+        toy.run(toy.recipe(tmp_path / "twice", max_skips=1), _with_bad_gradient(toy, 2, 3))
 
 
-def test_a_factor_for_an_unknown_module_is_an_error(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(_recipe(tmp_path / "run"), rate_factors={"text": 0.1})
-    with pytest.raises(ValueError, match="rate_factors must name one of vae, got 'text'"):
-        _run(recipe)
+def test_a_figure_that_fell_far_below_its_best_is_warned_of(toy, tmp_path, caplog) -> None:
+    task = _scores(toy.ToyTask(), 1.0, 0.4)
+    task.warnings = lambda values, history: fallen(values, history, {"size": 0.5})
+    toy.run(toy.recipe(tmp_path), task)
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said.startswith("step 4: size fell to 0.4 from 1 at its best, by more than 0.5: look at")
 
 
-def test_a_factor_that_is_no_number_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rate_factors\.vae must be a number of at least 0, got 'slow'"):
-        dataclasses.replace(_recipe(tmp_path / "run"), rate_factors={"vae": "slow"})
+def test_a_figure_that_is_not_a_number_counts_as_fallen_and_one_within_its_amount_does_not() -> None:
+    history = [{"detail": 1.0}, {"detail": 0.7}]
+    assert fallen({"detail": 0.8}, history, {"detail": 0.25, "unknown": 1.0}) == []
+    assert len(fallen({"detail": math.nan}, history, {"detail": 0.25})) == 1
+
+
+def test_pictures_of_a_validation_are_put_into_the_output(whole) -> None:
+    assert (whole / "note.txt").read_text() == "judged"
+
+
+def test_checkpointed_blocks_give_the_same_weights(toy, whole, tmp_path) -> None:
+    task = toy.ToyTask()
+    toy.run(toy.recipe(tmp_path, checkpoint_blocks=True), task)
+    assert task.modules["transformer"].gradient_checkpointing
+    ours, theirs = (load_file(run / WEIGHTS) for run in (tmp_path, whole))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+
+
+def test_blocks_of_a_network_without_any_cannot_be_recomputed(toy, tmp_path) -> None:
+    task = toy.ToyTask()
+    del task.modules["transformer"]
+    with pytest.raises(ValueError, match=r"checkpoint_blocks needs a network .* got Embedding; leave it out"):
+        toy.run(toy.recipe(tmp_path, checkpoint_blocks=True), task)
+
+
+def test_dropout_is_a_function_of_the_step(toy, tmp_path) -> None:
+    def task():
+        dropped = toy.ToyTask()
+        loss = dropped.loss
+
+        def with_dropout(batch, *arguments):
+            return loss((torch.nn.functional.dropout(batch[0], 0.5), batch[1]), *arguments)
+
+        dropped.loss = with_dropout
+        return dropped
+
+    toy.run(toy.recipe(tmp_path / "whole"), task())
+    torch.rand(7)  # elsewhere in its random numbers
+    toy.run(toy.recipe(tmp_path / "parts"), task(), max_minutes=1e-9)
+    toy.run(toy.recipe(tmp_path / "parts"), task(), resume=True)
+    losses = [[row["loss"] for row in _rows(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_without_an_average_keeps_its_weights(toy, tmp_path) -> None:
+    task = toy.ToyTask()
+    toy.run(toy.recipe(tmp_path, ema_decay=0.0), task)
+    saved = load_file(tmp_path / "last" / WEIGHTS)
+    assert all(torch.equal(saved[name], p) for name, p in task.modules["transformer"].named_parameters())
+    state = torch.load(tmp_path / "checkpoints/step_00000004/state.pt", weights_only=True)
+    assert state["average"] == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("checkpoint_limit", 1), ("log_steps", 1), ("validate_steps", 0), ("max_skips", 0)]
+)
+def test_numbers_below_what_makes_sense_are_an_error(toy, tmp_path, option, least) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be at least {least}, got {least - 1}"):
+        dataclasses.replace(toy.recipe(tmp_path), **{option: least - 1})

@@ -168,11 +168,12 @@ def test_stage_1_samples_have_the_size_of_a_preview_and_follow_the_seed(stage1: 
     assert not torch.equal(first, stage1.sample(["a red ball"], seed=2, **options))
 
 
-def test_stage_1_is_judged_by_the_readers_and_leaves_a_picture(stage1: Stage1Task) -> None:
-    values = stage1.validate(2)
+def test_stage_1_is_judged_by_the_readers_and_leaves_a_picture(stage1: Stage1Task, tmp_path: Path) -> None:
+    values = stage1.validate(tmp_path, 2)
     assert set(values) == {"color", "shape", "motion", "background", "all"}
     assert all(0 <= v <= 1 for v in values.values())
-    assert all((Path(stage1.recipe.output) / name).exists() for name in ("validation.png", "guess.png"))
+    assert all((tmp_path / name).exists() for name in ("validation.png", "guess.png"))
+    assert stage1.score(values) == pytest.approx(np.mean([v for k, v in values.items() if k != "all"]))
 
 
 def test_the_first_guess_is_the_clean_clip_that_v_of_pure_noise_means(stage1: Stage1Task) -> None:
@@ -351,12 +352,11 @@ def test_stage_2_sends_its_share_of_small_clips_through_the_vae(stage2: Stage2Ta
     assert seen == ([(4, 4)] if share else [])
 
 
-def test_stage_2_is_judged_at_full_size_and_leaves_a_picture(stage2: Stage2Task) -> None:
-    Path(stage2.recipe.output).mkdir()  # as the loop does
-    values = stage2.validate()
+def test_stage_2_is_judged_at_full_size_and_leaves_a_picture(stage2: Stage2Task, tmp_path: Path) -> None:
+    values = stage2.validate(tmp_path)
     assert {"world_gain", "world_energy", "world_fidelity", "natural_gain"} <= set(values)
     assert all(np.isfinite(v) for v in values.values())
-    assert (Path(stage2.recipe.output) / "validation.png").exists()
+    assert (tmp_path / "validation.png").exists() and np.isfinite(stage2.score(values))
 
 
 def test_stage_2_enhances_to_scale_times_the_size(stage2: Stage2Task) -> None:

@@ -75,3 +75,12 @@ def test_a_start_may_change_the_compression_in_time(tiny_vae, tmp_path, pixels) 
     weights = task.vae.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in tiny_vae.state_dict().items())
     assert _loss(task, pixels).isfinite()
+
+
+def test_a_better_picture_is_worth_more_and_a_much_worse_one_is_warned_of(tiny_vae, tmp_path) -> None:
+    task = _task(tiny_vae, tmp_path)
+    good = {"world_psnr": 34.0, "world_energy": 0.9, "natural_psnr": 30.0, "natural_energy": 1.2}
+    blurred, noisy = good | {"world_energy": 0.6}, good | {"natural_psnr": 26.0}
+    assert task.score(good) == pytest.approx(32 + 4 * 1.9)
+    assert task.score(good) > task.score(blurred) and task.score(good) > task.score(noisy)
+    assert not task.warnings(blurred, [good]) and len(task.warnings(noisy, [good])) == 1

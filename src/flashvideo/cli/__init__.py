@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if None.
 
     Returns:
-        The exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
+        The exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C, and 143 a
+        training that SIGTERM stopped.
     """
     try:
         arguments = parse_arguments(argv)
@@ -129,9 +130,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         result: Result = arguments.run(arguments)
         return result
     except KeyboardInterrupt as interrupt:
-        return _failure(
-            arguments, str(interrupt) or "interrupted; no unfinished file is left", EXIT_INTERRUPTED
-        )
+        # A training that SIGTERM stopped says so.
+        exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+        return _failure(arguments, str(interrupt) or "interrupted; no unfinished file is left", exit_code)
     except UsageError as error:
         return _failure(arguments, str(error), EXIT_USAGE)
     except (ValueError, OSError, ImportError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -66,25 +67,48 @@ def run(arguments: argparse.Namespace) -> Result:
     """
     from flashvideo.pipelines.loading import choose_device
     from flashvideo.training.loop import train
+    from flashvideo.training.processes import process_device, start_processes
     from flashvideo.training.recipes import load_recipe
+    from flashvideo.training.stopping import Interrupted
+    from flashvideo.training.tracking import check_trackers
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_recipe(recipe)
+    check_trackers(recipe)
     device = choose_device(arguments.device)
+    accelerator = start_processes(recipe, device)
+    if not accelerator.is_main_process:  # results and warnings are the main one's, errors everyone's
+        logging.getLogger("flashvideo").setLevel(logging.ERROR)
+        arguments.json = False
     phases = Phases()
     with use_threads(arguments.threads):
-        with phases("prepare"):
-            task = build_task(recipe, device)
-        with phases("train"):
-            folder = train(
-                task,
-                recipe,
-                recipe_phases(recipe),
-                resume=arguments.resume,
-                max_minutes=arguments.max_minutes or 0.0,
-            )
-    data = {"output": str(folder), "task": recipe.task, "seconds": phases.as_data()}
-    return Result(data=data, text=f"wrote {folder}\n{phases.as_text()}")
+        # What is made once, such as encoded clips, the main process makes while the others wait.
+        with phases("prepare"), accelerator.main_process_first():
+            task = build_task(recipe, process_device(accelerator, device))
+        try:
+            with phases("train"):
+                outcome = train(
+                    task,
+                    recipe,
+                    recipe_phases(recipe),
+                    accelerator=accelerator,
+                    resume=arguments.resume,
+                    max_minutes=arguments.max_minutes or 0.0,
+                )
+        except Interrupted as interrupt:
+            if accelerator.is_main_process:
+                raise
+            return Result(data={}, text="", exit_code=interrupt.exit_code)
+    data = {
+        "output": str(outcome.output),
+        "task": recipe.task,
+        "steps": outcome.steps,
+        "finished": outcome.finished,
+        "seconds": phases.as_data(),
+    }
+    done = "wrote" if outcome.finished else f"stopped at step {outcome.steps}; --resume goes on in"
+    text = f"{done} {outcome.output}\n{phases.as_text()}"
+    return Result(data=data, text=text if accelerator.is_main_process else "")
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -25,7 +25,8 @@ class Phase:
         final_learning_rate: what the cosine ends at; equal to `learning_rate` for a constant rate.
         warmup: steps of linear warm-up.
         accumulate: batches per step whose gradients are averaged.
-        from_best: start from the best weights of the phase before, by the watch list, instead of its last.
+        from_best: start from the best weights of the phase before, by the watch list, instead of its last; the
+            optimiser starts anew. The first phase cannot.
     """
 
     steps: int
@@ -86,8 +87,9 @@ class Recipe:
         start: model folder whose weights to start from; empty for random weights.
         seed: of initial weights, data and noise.
         workers: processes that make training data.
-        optimizer: "adamw"; "adamw8bit" (bitsandbytes, CUDA); "adafactor", whose state is factored; or "muon" for the
-            hidden matrices with AdamW for the rest.
+        optimizer: "adamw"; "adamw8bit" (bitsandbytes, CUDA); "adafactor", whose state is factored and whose learning
+            rates are relative to each parameter's root mean square; or "muon" for the hidden matrices with AdamW for
+            the rest.
         rate_factors: by module, such as {text_encoder: 0.1}: its part of every learning rate.
         weight_decay, max_grad_norm: as in AdamW; gradient norm is clipped.
         ema_decay: of the exponential moving average of the weights, which is what is saved and validated; 0 keeps none.
@@ -96,9 +98,13 @@ class Recipe:
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations: less memory,
             about a third more time.
         sharding: how several processes share the model: "ddp", a copy each, or "fsdp", a part each (FSDP2).
+        max_skips: how many steps in a row may be left out since their gradients are not finite before the run stops.
+        log_steps: steps between rows of the curve.
         checkpoint_minutes: time between checkpoints.
         checkpoint_limit: how many checkpoints are kept.
-        validate_minutes: time between validations; one always ends a phase and a run.
+        validate_minutes: time between validations; one always ends a phase.
+        validate_steps: steps between validations instead, so that a run that was stopped judges at the same steps as
+            one that was not; 0 goes by time.
         trackers: "tensorboard" and "wandb", besides the curve's CSV file.
         push_to_hub: repository on the Hugging Face Hub that the trained folder goes to at the end; empty for none.
     """
@@ -117,9 +123,12 @@ class Recipe:
     compile: bool = False
     checkpoint_blocks: bool = False
     sharding: str = "ddp"
+    max_skips: int = 0
+    log_steps: int = 20
     checkpoint_minutes: float = 3.0
     checkpoint_limit: int = 2
     validate_minutes: float = 10.0
+    validate_steps: int = 0
     trackers: tuple[str, ...] = ()
     push_to_hub: str = ""
 
@@ -133,8 +142,14 @@ class Recipe:
                 raise ValueError(f"trackers must be of {', '.join(TRACKERS)}, got {name!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        if self.checkpoint_limit < 1:
-            raise ValueError(f"checkpoint_limit must be at least 1, got {self.checkpoint_limit}")
+        for name, least in (
+            ("checkpoint_limit", 1),
+            ("log_steps", 1),
+            ("validate_steps", 0),
+            ("max_skips", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for module, factor in self.rate_factors.items():
             if not isinstance(factor, int | float) or factor < 0:
                 raise ValueError(f"rate_factors.{module} must be a number of at least 0, got {factor!r}")

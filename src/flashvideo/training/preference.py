@@ -14,7 +14,9 @@ Shapes: latents (B, f, C, h, w), text (B, L, D), errors (B,).
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,7 @@ from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.pairs import Pair, PairClips, find_pairs, read_candidates
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
 from flashvideo.training.stage1 import nearest_visited, noisy_timesteps
+from flashvideo.training.task import fallen
 
 
 def preference_loss(
@@ -173,7 +176,7 @@ class PreferenceTask:
         return preference_loss(own, other, *reference, beta=self.recipe.beta)
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self, folder: Path) -> dict[str, float]:
         """On held-out pairs: the share told apart better than by the reference, and the better ones' error."""
         told_apart, errors = [], []
         phase = self.recipe.phases[-1]
@@ -197,7 +200,16 @@ class PreferenceTask:
             for x in (better, worse, low, self.text[candidates.prompt])
         )
 
-    def save(self, folder: Path) -> None:
+    def score(self, values: Mapping[str, float]) -> float:
+        """Share told apart, less what the better ones' error is."""
+        return values["told_apart"] - values["better_error"]
+
+    def warnings(self, values: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> list[str]:
+        """Whether pairs were told apart better before."""
+        return fallen(values, history, {"told_apart": 0.25})
+
+    def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
         """Write transformer and scheduler folders."""
-        self.transformer.save_pretrained(folder / f"{self.recipe.stage}_transformer")
+        transformer: Any = (modules or self.modules)["transformer"]
+        transformer.save_pretrained(folder / f"{self.recipe.stage}_transformer")
         self.scheduler.save_pretrained(folder / self.scheduler_folder)

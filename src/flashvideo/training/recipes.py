@@ -50,6 +50,11 @@ class VAERecipe(Recipe):
     difference_weight: float = 0.25
     freeze_encoder: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sharding == "fsdp":
+            raise ValueError("sharding: fsdp is for transformers, got task vae; use sharding: ddp")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Phase(Phase):

@@ -5,8 +5,9 @@ Shapes: latents (B, f, C, h, w), text (B, L, D). Equations: `flashvideo.schedule
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from flashvideo.text import build_word_tokenizer, encode_prompts
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe
+from flashvideo.training.task import fallen
 from flashvideo.vae import decode_latents
 from flashvideo.video import contact_sheet, save_image
 
@@ -253,7 +255,7 @@ class Stage1Task:
         return torch.cat(clips).float().clamp(-1, 1)
 
     @torch.no_grad()
-    def validate(self, count: int = 32) -> dict[str, float]:
+    def validate(self, folder: Path, count: int = 32) -> dict[str, float]:
         """What share of held-out prompts' attributes the readers find in the previews.
 
         Writes contact sheets of previews and of first guesses, three frames of each.
@@ -266,13 +268,22 @@ class Stage1Task:
         guesses = self.guess(prompts[:16], frames=NUM_FRAMES)
         for name, shown in (("validation", clips[:16]), ("guess", guesses)):
             frames = torch.stack([clip[i] for clip in shown for i in (0, NUM_FRAMES // 2, NUM_FRAMES - 1)])
-            save_image(Path(self.recipe.output) / f"{name}.png", contact_sheet(frames, columns=6))
+            save_image(folder / f"{name}.png", contact_sheet(frames, columns=6))
         values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
         return values | {"all": float(np.mean([all(f.values()) for f in found]))}
 
-    def save(self, folder: Path) -> None:
+    def score(self, values: Mapping[str, float]) -> float:
+        """Mean share of attributes that are right."""
+        return float(np.mean([values[name] for name in ("color", "shape", "motion", "background")]))
+
+    def warnings(self, values: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> list[str]:
+        """Whether an attribute that was right more often is not any more."""
+        return fallen(values, history, dict.fromkeys(("color", "shape", "motion", "background"), 0.25))
+
+    def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
         """Write transformer, text encoder, tokenizer and scheduler folders."""
-        self.transformer.save_pretrained(folder / "stage1_transformer")
-        self.text_encoder.save_pretrained(folder / "text_encoder")
+        networks: Any = modules or self.modules
+        networks["transformer"].save_pretrained(folder / "stage1_transformer")
+        networks["text_encoder"].save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         FlashVideoScheduler().save_pretrained(folder / "stage1_scheduler")

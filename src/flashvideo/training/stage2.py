@@ -8,6 +8,7 @@ Shapes: pixels (B, F, 3, H, W) in [-1, 1], latents (B, f, C, h, w), text (B, L, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from flashvideo.presets import NANO
 from flashvideo.text import encode_prompts
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.recipes import Stage2Phase, Stage2Recipe
+from flashvideo.training.task import fallen
 from flashvideo.training.vae import contrast_distance, held_out_clips
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.video import contact_sheet, resize_video, save_image
@@ -231,7 +233,7 @@ class Stage2Task:
             return decode_latents(self.vae, z, scale=self.scale, clamp=True).float()
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self, folder: Path) -> dict[str, float]:
         """The watch list at full size: PSNR to truth, detail energy, fidelity to the input; writes a sheet."""
         values: dict[str, list[float]] = {}
         sheet = []
@@ -254,10 +256,20 @@ class Stage2Task:
                 for name, value in figures.items():
                     values.setdefault(name, []).append(value)
                 sheet += [bicubic[8], output[8], clip[8]]
-        save_image(Path(self.recipe.output) / "validation.png", contact_sheet(torch.stack(sheet), columns=3))
+        save_image(folder / "validation.png", contact_sheet(torch.stack(sheet), columns=3))
         return {name: float(np.mean(v)) for name, v in values.items()}
 
-    def save(self, folder: Path) -> None:
+    def score(self, values: Mapping[str, float]) -> float:
+        """Mean gain over bicubic in decibels; one counts as much as an eighth of truth's gradient energy."""
+        gains = [values["world_gain"], values["natural_gain"]]
+        return float(np.mean(gains)) + 8 * min(values["world_energy"], 1.0)
+
+    def warnings(self, values: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> list[str]:
+        """Whether detail or fidelity to the input became much less than they were."""
+        return fallen(values, history, {"world_energy": 0.2, "world_fidelity": 3.0})
+
+    def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
         """Write transformer and scheduler folders."""
-        self.transformer.save_pretrained(folder / "stage2_transformer")
+        transformer: Any = (modules or self.modules)["transformer"]
+        transformer.save_pretrained(folder / "stage2_transformer")
         FlowMatchEulerDiscreteScheduler(shift=self.recipe.shift).save_pretrained(folder / "stage2_scheduler")

@@ -6,7 +6,9 @@ on large crops, and clips go through the same causal chunks as at inference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from flashvideo.data.shapes_world import NUM_FRAMES, render, sample_scene
 from flashvideo.evaluation.metrics import gradient_energy_ratio
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.recipes import VAERecipe
+from flashvideo.training.task import fallen
 from flashvideo.vae import decode_latents, encode_moments, encode_pixels
 
 FULL_SIZE = (384, 640)
@@ -124,7 +127,7 @@ class VAETask:
         return loss, {"psnr": float(10 * torch.log10(4 / mse)), "kl": kl.item()}
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self, folder: Path) -> dict[str, float]:
         """PSNR and gradient energy on full-size held-out clips, of both kinds; sets a trained encoder's scale."""
         result: dict[str, float] = {}
         deviations = []
@@ -142,6 +145,16 @@ class VAETask:
             self.vae.register_to_config(scaling_factor=round(1 / float(np.mean(deviations)), 4))
         return result
 
-    def save(self, folder: Path) -> None:
+    def score(self, values: Mapping[str, float]) -> float:
+        """Mean PSNR in decibels; one counts as much as an eighth of truth's gradient energy."""
+        kinds = ("world", "natural")
+        return float(np.mean([values[f"{k}_psnr"] + 8 * min(values[f"{k}_energy"], 1.0) for k in kinds]))
+
+    def warnings(self, values: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> list[str]:
+        """Whether reconstructions became much worse than they were."""
+        return fallen(values, history, {"world_psnr": 3.0, "natural_psnr": 3.0})
+
+    def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
         """Write the VAE folder."""
-        self.vae.save_pretrained(folder / "vae")
+        vae: Any = (modules or self.modules)["vae"]
+        vae.save_pretrained(folder / "vae")
