@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.training.config import LoRA
 from flashvideo.training.draws import Draws
 from flashvideo.training.loop import train
 from flashvideo.training.pairs import (
@@ -73,6 +74,13 @@ def _loss(task: PreferenceTask, step: int = 0) -> tuple[torch.Tensor, dict[str, 
     dataset = task.dataset(0, 2)
     batch = default_collate([dataset[step, place] for place in range(2)])
     return task.loss(batch, 0, Draws(0, step, range(2), 2))
+
+
+def _loss_of(task: PreferenceTask, network: torch.nn.Module) -> float:
+    latents = torch.ones(1, 2, 8, 4, 6)
+    point = task.errors.point(latents, task.recipe.phases[0], Draws(0, 0, (0,), 1))
+    with torch.no_grad():
+        return task.errors(network, point, latents, torch.zeros(1, 8, 12)).item()
 
 
 def test_the_loss_is_log_2_where_nothing_was_learned_and_falls_as_the_better_one_gains() -> None:
@@ -140,7 +148,21 @@ def test_alignment_starts_at_log_2_and_moves_the_transformer_alone(
     assert values["told_apart"] == 0
     loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in task.transformer.parameters())
-    assert all(p.grad is None for p in task.reference.parameters())
+    assert all(p.grad is None for p in task.copy.parameters())
+
+
+def test_an_adapter_learns_beside_its_own_reference(model: Path, tmp_path: Path) -> None:
+    phase = PreferencePhase(steps=8, batch=3, frames=5, learning_rate=1e-2, warmup=1)
+    recipe = _recipe(model, tmp_path, phases=(phase,), beta=100.0, lora=LoRA(rank=2, alpha=2))
+    task = PreferenceTask(recipe, CPU)
+    assert _loss(task)[0].item() == pytest.approx(math.log(2), abs=1e-5)
+    with task._reference() as reference:
+        before = _loss_of(task, reference)
+    train(task, recipe, recipe.phases)
+    with task._reference() as reference:
+        assert _loss_of(task, reference) == before  # switched off, nothing has changed
+    assert _loss_of(task, task.transformer) != before
+    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -13,8 +13,9 @@ Shapes: latents (B, f, C, h, w), text (B, L, D), errors (B,).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.schedule import add_noise, alphas_cumprod_sqrt_table, velocity_target
 from flashvideo.text import encode_prompts
 from flashvideo.training.draws import Draws, sample_seed
+from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pairs import Pair, PairClips, find_pairs, read_candidates
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
 from flashvideo.training.stage1 import nearest_visited, noisy_timesteps
@@ -111,7 +113,12 @@ class PreferenceTask:
         self.scheduler_folder = f"{recipe.stage}_scheduler"
         self.scheduler = getattr(pipeline, self.scheduler_folder)
         transformer = getattr(pipeline, f"{recipe.stage}_transformer").float().to(device)
-        self.reference: FlashVideoTransformer3DModel = copy.deepcopy(transformer).eval().requires_grad_(False)
+        # An adapter that is switched off leaves the reference; without one it is a copy.
+        self.copy: FlashVideoTransformer3DModel | None = None
+        if recipe.lora is not None:
+            add_lora(transformer, recipe.lora)
+        elif recipe.method == "dpo":
+            self.copy = copy.deepcopy(transformer).eval().requires_grad_(False)
         self.transformer: FlashVideoTransformer3DModel = transformer.train()
         self.modules = nn.ModuleDict({"transformer": transformer})
         preset = pipeline.preset.stage2
@@ -159,37 +166,51 @@ class PreferenceTask:
         better, worse, low = (x.to(self.device) for x in batch[:3])
         text = torch.stack([self.text[prompt] for prompt in batch[3]])
         point = self.errors.point(low, phase, draws)
-        own = self.errors(self.transformer, point, better, text)
         if self.recipe.method == "finetune":
-            return own.mean(), {}
-        losses, advantage = self._compare(own, point, better, worse, text)
+            return self.errors(self.transformer, point, better, text).mean(), {}
+        own, losses, advantage = self._compare(point, better, worse, text)
         loss = losses.mean() + self.recipe.better_weight * own.mean()
         told_apart = (advantage > 0).float().mean()
         return loss, {"told_apart": told_apart.item(), "better": own.mean().item()}
 
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[FlashVideoTransformer3DModel]:
+        """The transformer as it was before training."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        self.transformer.disable_adapters()
+        try:
+            yield self.transformer
+        finally:
+            self.transformer.enable_adapters()
+
     def _compare(
-        self, own: Tensor, point: tuple[Tensor, Tensor], better: Tensor, worse: Tensor, text: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        other = self.errors(self.transformer, point, worse, text)
-        with torch.no_grad():
-            reference = [self.errors(self.reference, point, clean, text) for clean in (better, worse)]
-        return preference_loss(own, other, *reference, beta=self.recipe.beta)
+        self, point: tuple[Tensor, Tensor], better: Tensor, worse: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The better videos' errors, and what `preference_loss` returns; each (B,)."""
+        with torch.no_grad(), self._reference() as reference:
+            references = [self.errors(reference, point, clean, text) for clean in (better, worse)]
+        own, other = (self.errors(self.transformer, point, clean, text) for clean in (better, worse))
+        return own, *preference_loss(own, other, *references, beta=self.recipe.beta)
 
     @torch.no_grad()
     def validate(self, folder: Path) -> dict[str, float]:
-        """On held-out pairs: the share told apart better than by the reference, and the better ones' error."""
+        """On held-out pairs: the better ones' error, and of preference optimisation the share told apart better."""
         told_apart, errors = [], []
         phase = self.recipe.phases[-1]
         for index, pair in enumerate(self.held_out):
             draws = Draws(self.recipe.seed, index, range(8), 8, self.device)
             better, worse, low, text = self._repeated(pair, 8)
             point = self.errors.point(low, phase, draws)
-            own = self.errors(self.transformer, point, better, text)
-            _, advantage = self._compare(own, point, better, worse, text)
-            told_apart.append(float(advantage.mean() > 0))
+            if self.recipe.method == "finetune":
+                own = self.errors(self.transformer, point, better, text)
+            else:
+                own, _, advantage = self._compare(point, better, worse, text)
+                told_apart.append(float(advantage.mean() > 0))
             errors.append(own.mean().item())
-        count = len(self.held_out)
-        return {"told_apart": sum(told_apart) / count, "better_error": sum(errors) / count}
+        figures = {"better_error": sum(errors) / len(errors)}
+        return figures | ({"told_apart": sum(told_apart) / len(told_apart)} if told_apart else {})
 
     def _repeated(self, pair: Pair, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         candidates = read_candidates(pair.path)
@@ -202,14 +223,17 @@ class PreferenceTask:
 
     def score(self, values: Mapping[str, float]) -> float:
         """Share told apart, less what the better ones' error is."""
-        return values["told_apart"] - values["better_error"]
+        return values.get("told_apart", 0.0) - values["better_error"]
 
     def warnings(self, values: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> list[str]:
         """Whether pairs were told apart better before."""
-        return fallen(values, history, {"told_apart": 0.25})
+        return fallen(values, history, {"told_apart": 0.25} if "told_apart" in values else {})
 
     def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
-        """Write transformer and scheduler folders."""
+        """Write the adapter alone, or transformer and scheduler folders."""
         transformer: Any = (modules or self.modules)["transformer"]
+        if self.recipe.lora is not None:
+            save_lora(transformer, folder)
+            return
         transformer.save_pretrained(folder / f"{self.recipe.stage}_transformer")
         self.scheduler.save_pretrained(folder / self.scheduler_folder)

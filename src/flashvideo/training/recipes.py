@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from flashvideo.training.config import Phase, Recipe
+from flashvideo.training.config import LoRA, Phase, Recipe
 from flashvideo.training.reading import apply_override, build
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 
@@ -96,6 +96,7 @@ class PreferenceRecipe(Recipe):
         least_margin: by how much scores must differ to make a pair.
         held_out: share of pairs kept for validation.
         sampler_steps: at Stage I compare only at the timesteps of a sampler of so many steps; 0 for all.
+        lora: train an adapter beside frozen weights, which then are the reference; none trains all of them.
     """
 
     stage: str
@@ -107,6 +108,7 @@ class PreferenceRecipe(Recipe):
     least_margin: float = 0.0
     held_out: float = 0.1
     sampler_steps: int = 0
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
