@@ -18,7 +18,7 @@ def _write(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_loads(path: Path) -> None:
     assert load_recipe(path).output.startswith("runs/")
 
