@@ -32,9 +32,11 @@ from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips, phas
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
+from flashvideo.training.precomputed import step_latents
 from flashvideo.training.previews import Previews
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, image_share
 from flashvideo.training.starts import (
+    at_work,
     compile_blocks,
     freeze,
     stage1_start,
@@ -89,7 +91,9 @@ class Stage1Task:
         self.tokenizer, self.text_encoder = start.tokenizer, start.text_encoder
         self.scheduler, self.table = start.scheduler, start.scheduler.table.to(device)
         self.thrift = THRIFTS[0] if recipe.vae_strips else None
-        freeze(self.vae, device)
+        # What was computed before has no work for VAE and text encoder but at validations.
+        resting = torch.device("cpu") if recipe.precomputed else device
+        freeze(self.vae, resting)
         if recipe.lora is not None:
             add_lora(self.transformer, recipe.lora)
         self.modules = nn.ModuleDict({"transformer": self.transformer})
@@ -97,7 +101,7 @@ class Stage1Task:
         if self.trains_text:
             self.modules["text_encoder"] = self.text_encoder
         else:
-            freeze(self.text_encoder, device)
+            freeze(self.text_encoder, resting)
         self.modules.to(device).train()
         self.max_text_tokens = int(self.transformer.config.max_text_seq_length)
         self.temporal = int(self.vae.config.temporal_compression_ratio)
@@ -160,7 +164,8 @@ class Stage1Task:
             clips = max(self.pools.values(), key=len)[:count]
         else:
             dataset = self.dataset(0, 48)
-            clips = torch.cat([self._latents(dataset[0, i][0][None]).cpu() for i in range(48)])
+            encode = (lambda latents: latents) if self.recipe.precomputed else self._latents
+            clips = torch.cat([encode(dataset[0, i][0][None]).cpu() for i in range(48)])
         frame = torch.randint(0, clips.shape[1], (len(clips),), generator=generator)
         latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
         u = torch.rand(len(clips), generator=generator)
@@ -174,6 +179,15 @@ class Stage1Task:
         recipe = self.recipe
         if recipe.data is None:
             return PoolClips(self.pools, recipe, phase_index, clips_per_step, self.temporal)
+        if recipe.precomputed:
+            return step_latents(
+                recipe,
+                phase_index,
+                clips_per_step,
+                vae=self.vae,
+                text_encoder=None if self.trains_text else self.text_encoder,
+                transformer=self.transformer.config,
+            )
         clips = phase_clips(
             recipe.data,
             shapes=recipe.shapes(phase_index),
@@ -204,12 +218,13 @@ class Stage1Task:
         if notes and self.step_clips is not None:
             self.step_clips.record(notes[0])
         phase = self.recipe.phases[phase_index]
-        latents = self._latents(clips) if self.recipe.data else clips.to(self.device).float()
+        in_pixels = self.recipe.data is not None and not self.recipe.precomputed
+        latents = self._latents(clips) if in_pixels else clips.to(self.device).float()
         num_frames = latents.shape[1]
         positions = keyframes(num_frames, phase, draws.shared)
         if positions is not None:
             latents = latents[:, positions]
-        text = self.encode(list(prompts))
+        text = prompts.to(self.device).float() if isinstance(prompts, Tensor) else self.encode(list(prompts))
         text = text * (draws.uniform() >= self.recipe.text_dropout)[:, None, None]
         timesteps = noisy_timesteps(draws.stratified(), phase.density)
         if phase.sampler_steps:
@@ -237,13 +252,19 @@ class Stage1Task:
             return self._judge(count, folder)
         if self.step_clips is not None and self.step_clips.clips.skipped:
             logger.info(format_skipped(self.step_clips.clips.skipped))
+        with at_work(self.device, self.vae, self.text_encoder):
+            return self._watch(folder)
+
+    def _watch(self, folder: Path) -> dict[str, float]:
+        """The held-out clips' loss; writes previews of the recipe's prompts."""
         losses = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             for place, sample in enumerate(self.watched):
                 draws = Draws(0, 0, [place], len(self.watched), self.device)
-                losses.append(
-                    float(self.loss(default_collate([sample]), len(self.recipe.phases) - 1, draws)[0])
-                )
+                clips, prompts = default_collate([sample])
+                if self.recipe.precomputed:
+                    clips = self._latents(clips)
+                losses.append(float(self.loss((clips, prompts), len(self.recipe.phases) - 1, draws)[0]))
         if self.recipe.prompts:
             numbers = self.preset.stage1
             frames = max(frames for frames, *_ in self.recipe.shapes(len(self.recipe.phases) - 1))
