@@ -1,4 +1,4 @@
-"""Latents and text embeddings computed once: what is stored, that training reads it, and that stale ones are refused."""
+"""Latents and text embeddings computed once: what is stored, how training reads it, and that stale ones are refused."""
 
 import dataclasses
 import json
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
+from transformers import T5Config, T5EncoderModel
 
 from flashvideo.data.clip_sources import ClipSource
+from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.text import build_word_tokenizer
 from flashvideo.training import precompute as making
 from flashvideo.training.clip_data import ClipData, is_held_out
 from flashvideo.training.draws import Draws
@@ -22,6 +26,26 @@ from flashvideo.training.stage2 import Stage2Task
 from flashvideo.training.stopping import Interrupted
 from flashvideo.video import save_image, write_video
 
+TINY_VAE = {
+    "block_out_channels": (8, 8, 8),
+    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
+    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
+    "latent_channels": 8,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "temporal_compression_ratio": 4,
+}
+TINY_TRANSFORMER = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 16,
+    "in_channels": 8,
+    "out_channels": 8,
+    "time_embed_dim": 8,
+    "text_embed_dim": 12,
+    "num_layers": 1,
+    "patch_size": 2,
+    "max_text_seq_length": 8,
+}
 CPU = torch.device("cpu")
 SMALL = Extent(versions=2, shard_bytes=6000)
 HELD_OUT = 0.4
@@ -44,7 +68,27 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stage2(folder, module_cogvideox) -> Stage2Recipe:
+def start(tmp_path_factory) -> Path:
+    """Parts of both stages, as runs leave them."""
+    folder = tmp_path_factory.mktemp("start")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoencoderKLCogVideoX(**TINY_VAE).save_pretrained(folder / "vae")
+        T5EncoderModel(
+            T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+        ).save_pretrained(folder / "text_encoder")
+        for stage in (1, 2):
+            own = {"noise_step_embed": stage == 2, "num_frames_embed": stage == 2}
+            FlashVideoTransformer3DModel(**TINY_TRANSFORMER | own).save_pretrained(
+                folder / f"stage{stage}_transformer"
+            )
+    words = ["a", "red", "circle", "moves", "left", "slow", ","]
+    build_word_tokenizer(words).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage2(folder, start) -> Stage2Recipe:
     phase = Stage2Phase(
         steps=2,
         batch=2,
@@ -58,7 +102,7 @@ def stage2(folder, module_cogvideox) -> Stage2Recipe:
     return Stage2Recipe(
         task="stage2",
         output=str(folder.parent / "run2"),
-        start=str(module_cogvideox),
+        start=str(start),
         data=ClipData(sources=(ClipSource(path=str(folder)),), held_out=HELD_OUT),
         phases=(phase, dataclasses.replace(phase, learning_rate=1e-4)),
         size=(32, 48),
@@ -70,21 +114,11 @@ def stage2(folder, module_cogvideox) -> Stage2Recipe:
 
 
 @pytest.fixture(scope="module")
-def module_cogvideox(tmp_path_factory, make_cogvideox) -> Path:
-    return make_cogvideox(tmp_path_factory.mktemp("start"), rotary=True)
-
-
-@pytest.fixture(scope="module")
 def made(stage2, tmp_path_factory) -> tuple[Stage2Recipe, Outcome]:
     """The recipe with what was computed for it."""
     folder = tmp_path_factory.mktemp("computed") / "latents"
     outcome = precompute(stage2, folder, SMALL, CPU)
     return dataclasses.replace(stage2, precomputed=str(folder)), outcome
-
-
-def _copy(recipe: Stage2Recipe, tmp_path: Path) -> Stage2Recipe:
-    shutil.copytree(recipe.precomputed, tmp_path / "copy")
-    return dataclasses.replace(recipe, precomputed=str(tmp_path / "copy"))
 
 
 def _content(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,7 +133,7 @@ def test_phases_that_are_alike_share_a_folder_and_prompts_are_encoded_once(made)
     assert {phase["folder"] for phase in about["phases"].values()} == {"phase_1"}
     assert not (folder / "phase_2").exists() and outcome.missing == 0 and outcome.shards == outcome.made
     prompts = [json.loads(shard_header(path)["prompts"]) for path in sorted((folder / "text").iterdir())]
-    assert sorted(sum(prompts, [])) == ["slow,a red circle", "slow,moves left"]
+    assert sorted(prompt for shard in prompts for prompt in shard) == ["slow,a red circle", "slow,moves left"]
 
 
 def test_what_is_stored_is_what_training_would_have_computed(made):
@@ -197,7 +231,7 @@ def test_what_was_computed_for_another_recipe_is_refused_by_both(made, changes, 
             Stage2Task(recipe, CPU).dataset(0, 2)
 
 
-def test_another_vae_other_sizes_and_more_versions_are_refused(made, tmp_path, module_cogvideox):
+def test_another_vae_other_sizes_and_more_versions_are_refused(made, tmp_path, start):
     recipe = made[0]
     phase = dataclasses.replace(recipe.phases[0], crops=((24, 24),))
     other_size = dataclasses.replace(recipe, phases=(phase,))
@@ -242,11 +276,12 @@ def test_corrupt_clips_are_left_out_and_listed(stage2, folder, tmp_path):
     assert str(broken) in dataset.clips.skipped
 
 
-def test_stage_1_reads_means_and_embeddings_and_is_watched_on_pixels(stage2, module_cogvideox, tmp_path):
+def test_stage_1_reads_means_and_embeddings_and_is_watched_on_pixels(stage2, start, tmp_path):
     recipe = Stage1Recipe(
         task="stage1",
         output=str(tmp_path / "run"),
-        start=str(module_cogvideox),
+        start=str(start),
+        train_text=False,
         data=stage2.data,
         phases=(Stage1Phase(steps=2, batch=2, frames=5, learning_rate=1e-3),),
         size=(16, 24),

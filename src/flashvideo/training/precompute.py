@@ -276,7 +276,11 @@ def _write_shard(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata={name: json.dumps(value) for name, value in header.items()})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={name: json.dumps(value) for name, value in header.items()},
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
