@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
     ).unflatten(0, (8, 9))
     for i in range(6):
         write_video(folder / f"clip{i}.mp4", frames[i], frame_rate=8)
-        (folder / f"clip{i}.txt").write_text(("a red circle", "moves left", "")[i % 3])
+        (folder / f"clip{i}.txt").write_text(("a red circle", "moves left", "")[i % 3 if i < 5 else 0])
     for i in (6, 7):
         save_image(folder / f"photo{i}.png", frames[i, 0])
     return folder
@@ -96,7 +96,7 @@ def stage2(folder, start) -> Stage2Recipe:
         learning_rate=1e-3,
         lengths=(1, 5),
         crops=((16, 24),),
-        strong=0.5,
+        strong=0.2,
         noise_steps=(0, 0),
     )
     return Stage2Recipe(
@@ -252,32 +252,9 @@ def test_a_folder_that_holds_nothing_is_refused(made, tmp_path):
         Stage2Task(recipe, CPU).dataset(0, 2)
 
 
-def test_corrupt_clips_are_left_out_and_listed(stage2, folder, tmp_path):
-    clips = tmp_path / "clips"
-    shutil.copytree(folder, clips)
-    data = ClipData(sources=(ClipSource(path=str(clips)),), held_out=0.0)
-    recipe = dataclasses.replace(
-        stage2, data=data, validation=data, output=str(tmp_path / "run"), phases=stage2.phases[:1]
-    )
-    broken = clips / "clip1.mp4"
-    content = bytearray(broken.read_bytes())
-    middle = content.index(b"mdat")
-    content[middle + 700 : middle + 3000] = bytes(
-        2300
-    )  # past the first frame, which the header's reading decodes
-    broken.write_bytes(content)
-    outcome = precompute(recipe, tmp_path / "latents", Extent(versions=1), CPU)
-    assert list(outcome.skipped) == [str(broken)]
-    dataset = Stage2Task(dataclasses.replace(recipe, precomputed=str(tmp_path / "latents")), CPU).dataset(
-        0, 2
-    )
-    names = {dataset.clips.name(n % len(dataset.clips)) for s in range(20) for n in dataset.sampler.batch(s)}
-    assert str(broken) not in names and len(names) == 7
-    assert str(broken) in dataset.clips.skipped
-
-
-def test_stage_1_reads_means_and_embeddings_and_is_watched_on_pixels(stage2, start, tmp_path):
-    recipe = Stage1Recipe(
+@pytest.fixture
+def stage1(stage2, start, tmp_path) -> Stage1Recipe:
+    return Stage1Recipe(
         task="stage1",
         output=str(tmp_path / "run"),
         start=str(start),
@@ -289,15 +266,49 @@ def test_stage_1_reads_means_and_embeddings_and_is_watched_on_pixels(stage2, sta
         watch_clips=1,
         bf16=False,
     )
-    precompute(recipe, tmp_path / "latents", SMALL, CPU)
-    recipe = dataclasses.replace(recipe, precomputed=str(tmp_path / "latents"))
+
+
+def test_corrupt_clips_are_left_out_and_listed(stage1, folder, tmp_path):
+    clips = tmp_path / "clips"
+    shutil.copytree(folder, clips)
+    data = ClipData(sources=(ClipSource(path=str(clips)),), held_out=0.0)
+    recipe = dataclasses.replace(stage1, data=data, validation=data)
+    broken = clips / "clip1.mp4"
+    content = bytearray(broken.read_bytes())
+    middle = content.index(b"mdat")
+    content[middle + 700 : middle + 3000] = bytes(
+        2300
+    )  # the first frame, which headers are read with, is whole
+    broken.write_bytes(content)
+    outcome = precompute(recipe, tmp_path / "latents", SMALL, CPU)
+    assert list(outcome.skipped) == [str(broken)]
+    dataset = Stage1Task(dataclasses.replace(recipe, precomputed=str(tmp_path / "latents")), CPU).dataset(
+        0, 2
+    )
+    names = {dataset.clips.name(n % len(dataset.clips)) for s in range(20) for n in dataset.sampler.batch(s)}
+    assert str(broken) not in names and len(names) == 5
+    assert str(broken) in dataset.clips.skipped
+
+
+def test_stage_1_reads_means_and_embeddings_and_is_watched_on_pixels(stage1, tmp_path):
+    precompute(stage1, tmp_path / "latents", SMALL, CPU)
+    recipe = dataclasses.replace(stage1, precomputed=str(tmp_path / "latents"))
     task = Stage1Task(recipe, CPU)
     dataset = task.dataset(0, 2)
     batch = default_collate([dataset[0, place] for place in range(2)])
-    number = dataset.sampler.batch(0)[0] % len(dataset.clips)
-    assert torch.allclose(batch[0][0], task._latents(dataset.clips[number].pixels[None])[0], atol=1e-6)
+    sample = dataset.clips[dataset.sampler.batch(0)[0] % len(dataset.clips)]
+    assert torch.allclose(batch[0][0], task._latents(sample.pixels[None])[0], atol=1e-6)
+    assert torch.allclose(batch[1][0], task.encode([sample.caption])[0])
     loss, _ = task.loss(batch, 0, Draws(0, 0, range(2), 2))
     assert torch.isfinite(loss) and torch.isfinite(torch.tensor(task.validate(tmp_path)["held_out_loss"]))
+
+
+def test_a_text_encoder_in_training_gets_captions_instead_of_embeddings(stage1, tmp_path):
+    recipe = dataclasses.replace(stage1, train_text=True, precomputed=str(tmp_path / "latents"))
+    precompute(recipe, tmp_path / "latents", SMALL, CPU)
+    assert not (tmp_path / "latents" / "text").exists()
+    dataset = Stage1Task(recipe, CPU).dataset(0, 2)
+    assert {dataset[0, place][1] for place in range(2)} <= {"", "a red circle", "moves left"}
 
 
 def test_precomputed_needs_clips_of_ones_own(stage2):

@@ -7,8 +7,8 @@
                                              header has captions, which versions are strong, and what was skipped
 
 All latents are multiplied by the latent scale. A sample's number is ``view * items + item`` of the phase's
-`ClipDataset`. Phases that differ in nothing that decides their samples share one folder. Zeros for no text are not
-stored.
+`ClipDataset`. Phases that differ in nothing that decides their samples share one folder. Text that Stage II does without,
+and what text dropout makes of it, is zeros and not stored.
 """
 
 from __future__ import annotations
@@ -261,8 +261,8 @@ class TextShards:
         return prompt in self._places
 
     def __getitem__(self, prompt: str) -> Tensor:
-        """(L, D); of an empty prompt zeros."""
-        if not prompt:
+        """(L, D); of an empty prompt that was not encoded zeros."""
+        if prompt not in self and not prompt:
             return torch.zeros(self.shape)
         path, row = self._places[prompt]
         with safe_open(path, "pt") as shard:
@@ -352,7 +352,8 @@ class StepLatents(Dataset):
         return prompt_of(self._captions[number], self.prefix)
 
     def _has_text(self, number: int) -> bool:
-        return self.texts is None or not self._captions[number] or self._prompt(number) in self.texts
+        prompt = self._prompt(number)
+        return self.texts is None or not prompt or prompt in self.texts
 
 
 def prompt_of(caption: str, prefix: str) -> str:
