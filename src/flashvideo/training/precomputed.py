@@ -7,8 +7,8 @@
                                              header has captions, which versions are strong, and what was skipped
 
 All latents are multiplied by the latent scale. A sample's number is ``view * items + item`` of the phase's
-`ClipDataset`. Phases that differ in nothing that decides their samples share one folder. Text that Stage II does without,
-and what text dropout makes of it, is zeros and not stored.
+`ClipDataset`. Phases that differ in nothing that decides their samples share one folder. "No text" is zeros and not
+stored.
 """
 
 from __future__ import annotations

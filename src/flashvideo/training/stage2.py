@@ -53,6 +53,31 @@ from flashvideo.video import resize_video
 logger = logging.getLogger(__name__)
 
 
+def path_loss(
+    network: nn.Module,
+    ends: tuple[Tensor, Tensor],
+    text: Tensor,
+    t: Tensor,
+    noise_step: Tensor,
+    phase: Stage2Phase,
+) -> Tensor:
+    """The flow-matching loss at times t (B,) of paths between latents (z_lq, z_hq), and a phase's further terms."""
+    z_lq, z_hq = ends
+    x = interpolate(z_lq, z_hq, t)
+    v = network(x, text, network_timestep(t), noise_step=noise_step).sample
+    loss = flow_matching_loss(v, z_lq, z_hq)
+    clean = path_end(x, v.float(), t)
+    has_time = clean.shape[1] > 1
+    if phase.contrast_weight:
+        loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
+    if phase.still_contrast_weight and has_time:
+        means = clean.mean(dim=1, keepdim=True), z_hq.mean(dim=1, keepdim=True)
+        loss = loss + phase.still_contrast_weight * contrast_distance(*means)
+    if phase.difference_weight and has_time:
+        loss = loss + phase.difference_weight * (clean - z_hq).diff(dim=1).abs().mean()
+    return loss
+
+
 class Stage2Task:
     """The Stage II transformer, or an adapter on it; VAE and text encoder are frozen."""
 
@@ -195,19 +220,8 @@ class Stage2Task:
         text = prompts.to(self.device) if isinstance(prompts, Tensor) else self.encode_text(list(prompts))
         text = text.repeat(repeat, 1, 1)
         keep = draws.uniform(repeat=repeat) >= phase.text_dropout
-        x = interpolate(z_lq, z_hq, t)
-        v = self.transformer(x, text * keep[:, None, None], network_timestep(t), noise_step=noise_step).sample
-        loss = flow_matching_loss(v, z_lq, z_hq)
-        clean = path_end(x, v.float(), t)
-        has_time = clean.shape[1] > 1
-        if phase.contrast_weight:
-            loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
-        if phase.still_contrast_weight and has_time:
-            means = clean.mean(dim=1, keepdim=True), z_hq.mean(dim=1, keepdim=True)
-            loss = loss + phase.still_contrast_weight * contrast_distance(*means)
-        if phase.difference_weight and has_time:
-            loss = loss + phase.difference_weight * (clean - z_hq).diff(dim=1).abs().mean()
-        return loss, {}
+        text = text * keep[:, None, None]
+        return path_loss(self.transformer, (z_lq, z_hq), text, t, noise_step, phase), {}
 
     @torch.no_grad()
     def enhance(
