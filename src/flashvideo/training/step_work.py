@@ -108,6 +108,12 @@ class StepWork:
                 add_lora(model, lora)
         return model.train()
 
+    def vae(self) -> AutoencoderKLCogVideoX:
+        """The VAE without data."""
+        with torch.device("meta"):
+            model: AutoencoderKLCogVideoX = AutoencoderKLCogVideoX.from_config(dict(self.configs.vae))
+        return model
+
     def text_encoder(self) -> T5EncoderModel:
         """The text encoder without data."""
         with torch.device("meta"):
@@ -174,10 +180,7 @@ class StepWork:
 
     def vae_backward(self, work: Work) -> int:
         """The most that a step of the VAE's own training allocates, gradients left out."""
-        with torch.device("meta"):
-            vae = self._without_data(
-                AutoencoderKLCogVideoX.from_config(dict(self.configs.vae)).train(), bf16=work.bf16
-            )
+        vae = self._without_data(self.vae().train(), bf16=work.bf16)
 
         def step(pixels: Tensor) -> Tensor:
             mean, log_variance = encode_moments(vae, pixels).transpose(1, 2).chunk(2, dim=2)
@@ -198,9 +201,8 @@ class StepWork:
         frames, height, width = work.shape
         if strips:
             return self._footprint(work).encode(work.shape, THRIFTS[0], work.batch).device_bytes
-        with torch.device("meta"):
-            vae = AutoencoderKLCogVideoX.from_config(dict(self.configs.vae)).eval().requires_grad_(False)
-        vae = self._without_data(vae.to(getattr(torch, work.frozen)), bf16=work.bf16)
+        vae = self.vae().eval().requires_grad_(False)
+        vae = self._without_data(vae.type(getattr(torch, work.frozen)), bf16=work.bf16)
         return self._peak(
             lambda: (torch.empty(work.batch, frames, 3, height, width),),
             lambda pixels: encode_pixels(vae, pixels, scale=1.0),
