@@ -106,6 +106,14 @@ def test_a_stopped_training_is_saved_and_resumed(call, recipe, task, stop_by, co
     assert tiny.steps == 1
 
 
+def test_a_loss_that_is_not_finite_is_one_sentence(call, recipe, task):
+    tiny = task()
+    torch.nn.init.constant_(tiny.modules["line"].weight, float("inf"))
+    outcome = call("train", recipe, "--device", "cpu")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith("flashvideo: error: loss is nan at step 0; lower the")
+
+
 def test_a_training_that_is_out_of_time_says_that_it_is_not_done(call, recipe, task, tmp_path):
     task()
     outcome = call("train", recipe, "--device", "cpu", "--max-minutes", "0.0000001")

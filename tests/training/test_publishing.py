@@ -66,8 +66,15 @@ def test_a_finished_run_is_pushed_without_its_checkpoints(toy, tmp_path, hub) ->
     assert made == {"args": ("ada/mine",), "private": True, "exist_ok": True}
     assert (sent["repo_id"], sent["folder_path"]) == ("ada/mine", tmp_path)
     kept = sent["allow_patterns"]
-    assert {"transformer/*", "README.md", "curve.csv", "recipe.yaml"} <= set(kept)
-    assert not any(name in " ".join(kept) for name in ("checkpoints", "best", "last"))
+    assert {
+        "transformer/*",
+        "text.safetensors",
+        "validation.json",
+        "README.md",
+        "curve.csv",
+        "recipe.yaml",
+    } <= set(kept)
+    assert not any(name in " ".join(kept) for name in ("checkpoints", "best", "last", "trained"))
 
 
 def test_a_failed_upload_loses_nothing_and_says_how_to_try_again(toy, tmp_path, monkeypatch, caplog) -> None:
@@ -78,7 +85,7 @@ def test_a_failed_upload_loses_nothing_and_says_how_to_try_again(toy, tmp_path, 
     _run(toy, tmp_path, push_to_hub="ada/mine")
     (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "was not uploaded to ada/mine (no way to the hub); nothing is lost" in said
-    assert f"hf upload ada/mine {tmp_path} . --include 'transformer/*' --include 'README.md'" in said
+    assert f"hf upload ada/mine {tmp_path} . --include 'text.safetensors' --include 'transformer/*'" in said
     assert (tmp_path / "transformer").is_dir()
 
 

@@ -7,10 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flashvideo.data.clip_sources import ClipSource
 from flashvideo.schedule import FlashVideoScheduler, alphas_cumprod_sqrt_table, clean_from_velocity
+from flashvideo.training.clip_data import ClipData
+from flashvideo.training.config import LoRA
 from flashvideo.training.draws import Draws
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.stage1 import Stage1Task
+from flashvideo.training.starts import trains_text
 
 CPU = torch.device("cpu")
 BATCH = (
@@ -99,6 +103,21 @@ def test_dropped_text_is_zeros_and_not_the_encoding_of_an_empty_prompt(cogvideox
     assert bool(seen[0].any()) == (dropout == 0)
 
 
+def test_a_clip_without_a_caption_has_zeros_for_text(cogvideox):
+    cogvideox.recipe = dataclasses.replace(cogvideox.recipe, text_dropout=0.0)
+    seen = []
+    cogvideox.transformer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    cogvideox.loss((BATCH[0], ["", "a red circle"]), 0, Draws(0, 0, range(2), 2))
+    assert [bool(text.any()) for text in seen[0]] == [False, True]
+
+
+def test_the_text_encoder_of_a_whole_model_is_frozen_on_clips_of_ones_own_alone(recipe, whole_model):
+    start = dataclasses.replace(recipe, start=str(whole_model))
+    data = ClipData(sources=(ClipSource(path="clips"),))
+    assert trains_text(start) and not trains_text(dataclasses.replace(start, data=data))
+    assert not trains_text(dataclasses.replace(start, lora=LoRA(rank=1, alpha=1.0)))
+
+
 def test_latents_of_a_whole_model_have_its_own_scale_and_its_own_sampling_is_watched(recipe, whole_model):
     task = Stage1Task(dataclasses.replace(recipe, start=str(whole_model)), CPU)
     assert task.vae.config.scaling_factor == 0.7
@@ -128,3 +147,11 @@ def test_a_start_that_lacks_a_part_is_an_error_that_names_it(recipe, tiny_vae, t
     tiny_vae.save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="start must have the folder text_encoder"):
         Stage1Task(dataclasses.replace(empty, vae=str(tmp_path / "vae")), CPU)
+
+
+def test_a_new_stage_1_cannot_read_the_captions_of_clips_of_ones_own(recipe):
+    data = ClipData(sources=(ClipSource(path="clips"),))
+    with pytest.raises(
+        ValueError, match="data needs a 'start' whose text encoder knows the words of its captions"
+    ):
+        dataclasses.replace(recipe, start="", vae="vae", model={"a": 1}, text={"a": 1}, data=data)

@@ -39,6 +39,7 @@ TEXT = {"d_model": 12, "d_kv": 6, "num_heads": 2, "d_ff": 8, "num_layers": 1, "d
 SIZE = (24, 40)
 
 
+PHASE2 = Stage2Phase(steps=2, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), times_per_clip=3)
 VAE = {
     "block_out_channels": (8, 8, 8),
     "down_block_types": ("CogVideoXDownBlock3D",) * 3,
@@ -65,11 +66,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage1Task, Stage2T
         clips={5: 8},
         **common,
     )
-    phase = Stage2Phase(steps=2, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), times_per_clip=3)
     stage2 = Stage2Recipe(
         task="stage2",
         model=TRANSFORMER | {"text_embed_dim": 12, "noise_step_embed": True, "num_frames_embed": True},
-        phases=(phase,),
+        phases=(PHASE2,),
         size=(32, 48),
         watch_clips=2,
         **common,
@@ -382,6 +382,82 @@ def test_crops_of_one_batch_share_their_size_and_batches_alternate() -> None:
     dataset = CaptionedCrops(0, phase, (96, 160))
     sizes = [tuple(dataset[step, place][0].shape[-2:]) for step in range(3) for place in range(2)]
     assert sizes == [(16, 16)] * 2 + [(32, 48)] * 2 + [(16, 16)] * 2
+
+
+def test_each_length_of_a_phase_meets_each_of_its_sizes() -> None:
+    phase = dataclasses.replace(
+        PHASE2, frames=5, lengths=(1, 5), crops=((16, 16), (16, 32)), crops_by_frames={1: ((32, 48),)}
+    )
+    assert [phase.shape_at(step) for step in range(4)] == [(1, 32, 48), (5, 16, 16), (1, 32, 48), (5, 16, 32)]
+    assert phase.shapes() == ((1, 32, 48), (5, 16, 16), (5, 16, 32))
+    dataset = CaptionedCrops(0, phase, (96, 160))
+    assert [dataset[step, 0][0].shape[0] for step in range(2)] == [1, 5]
+
+
+@pytest.mark.parametrize("natural", [0.0, 1.0])
+def test_faster_clips_change_more_between_frames(natural: float) -> None:
+    changes = []
+    for speed in (0.25, 1.0, 4.0):
+        phase = dataclasses.replace(PHASE2, crops=((96, 160),), natural=natural, speeds=(speed, speed))
+        dataset = CaptionedCrops(3, phase, (96, 160))
+        changes.append(np.mean([float(dataset[0, i][0].diff(dim=0).abs().mean()) for i in range(3)]))
+    assert changes[0] < changes[1] < changes[2]
+
+
+def test_noise_steps_follow_the_number_of_frames_and_cover_their_range(stage2: Stage2Task) -> None:
+    phase = dataclasses.replace(
+        PHASE2,
+        lengths=(1, 5),
+        noise_steps=(0, 11),
+        noise_steps_by_frames={1: (100, 103)},
+        times_per_clip=4,
+    )
+    # Five frames are two latent frames. Four times of three clips: one noise step in each twelfth of the range.
+    for latent_frames, expected in ((2, list(range(12))), (1, sorted(3 * list(range(100, 104))))):
+        _, times, steps = stage2._draw(torch.zeros(3, latent_frames, 8, 4, 4), phase, _draws(3))
+        assert sorted(steps.tolist()) == expected
+        assert len(times) == 12 and times.min() >= 0 and times.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise_steps": (5, 1000)}, r"noise_steps must rise within 0 to 999, got \[5, 1000\]"),
+        (
+            {"noise_steps_by_frames": {9: (0, 1)}},
+            "noise_steps_by_frames must be of lengths of the phase, 5, got 9",
+        ),
+        ({"crops": ()}, "crops must give at least one"),
+        ({"strong": 1.5}, "strong must be a share, 0 to 1, got 1.5"),
+        ({"speeds": (2.0, 1.0)}, "speeds must be positive and rise"),
+        ({"times_per_clip": 0}, "times_per_clip must be at least 1, got 0"),
+    ],
+)
+def test_phases_of_stage_2_that_make_no_sense_are_an_error(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PHASE2, **changes)
+
+
+def test_sizes_that_the_model_cannot_take_are_refused_before_any_work(stage2: Stage2Task) -> None:
+    phase = dataclasses.replace(PHASE2, crops=((20, 16),))
+    with pytest.raises(ValueError, match="height"):
+        Stage2Task(dataclasses.replace(stage2.recipe, phases=(phase,)), CPU)
+
+
+def test_captions_get_the_prompt_prefix_and_no_caption_stays_no_text(stage2: Stage2Task) -> None:
+    seen = []
+    stage2.tokenizer = stage2.text_encoder = object()
+    stage2.recipe = dataclasses.replace(stage2.recipe, prompt_prefix="medium motion,")
+
+    def encode(texts: list[str], *_: object, max_text_tokens: int) -> torch.Tensor:
+        seen.extend(texts)
+        return torch.ones(len(texts), max_text_tokens, 12)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flashvideo.training.stage2.encode_prompts", encode)
+        text = stage2.encode_text(["a red ball", ""])
+    assert seen[0] == "medium motion,a red ball"
+    assert text[0].all() and not text[1].any()
 
 
 def test_natural_clips_come_without_a_caption() -> None:

@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         return _failure(arguments, str(interrupt) or "interrupted; no unfinished file is left", exit_code)
     except UsageError as error:
         return _failure(arguments, str(error), EXIT_USAGE)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         return _failure(arguments, one_sentence(error), EXIT_FAILURE)
     except Exception as error:
         return _failure(arguments, _unexpected(error), EXIT_FAILURE)

@@ -122,7 +122,7 @@ def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader,
     """
     period = 1 / header.frame_rate
     pending = deque(times)
-    images: list[VideoFrame] = []
+    shown: list[tuple[float, VideoFrame]] = []
     grey: list[np.ndarray] = []
     grey_times: list[float] = []
     shrink = VideoReformatter()
@@ -143,21 +143,21 @@ def decode_window(file: ClipFile, times: Sequence[float], *, header: ClipHeader,
                 nearest = before if before is not None and earlier else (time, image)
                 if abs(nearest[0] - wanted) > _FAR * period:
                     raise ClipError(f"frames are missing at {wanted:.2f} s")
-                images.append(nearest[1])
+                shown.append(nearest)
             before = time, image
             if not pending:
                 break
     if before is None:
         raise ClipError(f"no frame can be decoded at {times[0]:.2f} s")
     while pending and pending[0] - before[0] <= period / 2:
-        images.append(before[1])
+        shown.append(before)
         pending.popleft()
     inside = [
         (grey_times[i - 1], grey_times[i])
         for i in find_cuts(np.stack(grey) if grey else np.zeros((0, *GREY_SIZE)))
-        if grey_times[i - 1] >= times[0] - period / 2 and grey_times[i] <= times[-1] + period / 2
+        if shown and shown[0][0] <= grey_times[i - 1] and grey_times[i] <= shown[-1][0]
     ]
-    return Window(images=images, cuts=inside, last=before[0])
+    return Window(images=[image for _, image in shown], cuts=inside, last=before[0])
 
 
 def read_image_header(file: ClipFile) -> ClipHeader:

@@ -8,25 +8,8 @@ from dataclasses import dataclass
 from flashvideo.data.clip_files import ClipError, ClipFile
 
 VIDEO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        "mp4",
-        "m4v",
-        "mov",
-        "mkv",
-        "webm",
-        "avi",
-        "mpg",
-        "mpeg",
-        "ts",
-        "m2ts",
-        "mts",
-        "wmv",
-        "flv",
-        "ogv",
-        "3gp",
-        "gif",
-    )
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"}
+    | {".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp", ".gif"}
 )
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
 CAPTION_KEYS = ("caption", "text")

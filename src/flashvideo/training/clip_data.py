@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from flashvideo.data.clip_config import ClipsConfig
 from flashvideo.data.clip_sources import ClipSource
 from flashvideo.data.clips import ClipDataset
 from flashvideo.presets import FLASHVIDEO
+
+logger = logging.getLogger(__name__)
 
 CACHE = "clips.json"
 """What was learned about the files, in a run's output."""

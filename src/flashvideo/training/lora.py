@@ -73,8 +73,7 @@ def add_lora(transformer: FlashVideoTransformer3DModel, lora: LoRA) -> None:
         lora_dropout=lora.dropout,
         target_modules=adapted_layers(transformer, lora.layers),
     )
-    transformer.requires_grad_(False)
-    transformer.add_adapter(config, ADAPTER)
+    transformer.add_adapter(config, ADAPTER)  # which freezes all else
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -127,9 +127,7 @@ def precompute(
     homes = _plan_homes(recipe, folder, extent, vae)
     distinct = {home.name: home for home in homes}
     length, channels = _text_shape(recipe)
-    prompts = sorted({prompt for home in distinct.values() for prompt in home.prompts.values()})
-    if isinstance(recipe, Stage2Recipe):  # to which a clip without a caption is one without text
-        prompts = [prompt for prompt in prompts if prompt]
+    prompts = sorted({prompt for home in distinct.values() for prompt in home.prompts.values() if prompt})
     row_bytes = length * channels * _text_dtype(recipe).itemsize
     per_shard = max(1, extent.shard_bytes // row_bytes)
     texts = [prompts[i : i + per_shard] for i in range(0, len(prompts), per_shard)] if encoder else []

@@ -261,8 +261,8 @@ class TextShards:
         return prompt in self._places
 
     def __getitem__(self, prompt: str) -> Tensor:
-        """(L, D); of an empty prompt that was not encoded zeros."""
-        if prompt not in self and not prompt:
+        """(L, D); of an empty prompt zeros."""
+        if not prompt:
             return torch.zeros(self.shape)
         path, row = self._places[prompt]
         with safe_open(path, "pt") as shard:

@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from flashvideo.training.weights import FIGURES
 
 logger = logging.getLogger(__name__)
 CARD = "README.md"
-BESIDES = (CARD, FIGURES, "curve.csv", "curve.png", "*.png", "recipe.yaml")
+BESIDES = (CARD, "curve.csv", "curve.png", "*.png", "recipe.yaml")
 """What goes to the hub beside the folders of weights."""
 
 WHAT = {
@@ -115,15 +116,17 @@ def describe_device(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def push(output: Path, repository: str) -> None:
+def push(output: Path, repository: str, parts: Sequence[str]) -> None:
     """Upload what a finished run left, without checkpoints; a new repository is private.
 
     What fails is a warning that says how to try again: the weights are safe on the disk.
+
+    Args:
+        output: of the run.
+        repository: where to.
+        parts: files and folders of weights in the output.
     """
-    weights = sorted(
-        path.name for path in output.iterdir() if path.is_dir() and any(path.glob("*config.json"))
-    )
-    patterns = [f"{name}/*" for name in weights] + list(BESIDES)
+    patterns = [f"{name}/*" if (output / name).is_dir() else name for name in parts] + list(BESIDES)
     api = HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)

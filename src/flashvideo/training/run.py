@@ -166,7 +166,9 @@ class Run:
         """
         values: list[Any] = [None]
         if self.is_main or self.sharded:
-            with tempfile.TemporaryDirectory(dir=self.output, suffix=PARTIAL) as folder:
+            # The others may run on machines without this folder.
+            place = self.output if self.is_main else None
+            with tempfile.TemporaryDirectory(dir=place, suffix=PARTIAL) as folder:
                 self.task.modules.eval()
                 with self.contents.average.swapped(), torch.no_grad():
                     values = [self.task.validate(Path(folder))]
@@ -269,10 +271,10 @@ class Run:
         last = self.progress.validations[-1]
         self.weights.write(self.output / "last", self.contents.average, last, tensors=False)
         if self.is_main:
-            self.weights.leave(best)
+            parts = self.weights.leave(best)
             describe(self.output, self.recipe, self.progress, self.device, self.accelerator.num_processes)
             if self.recipe.push_to_hub:
-                push(self.output, self.recipe.push_to_hub)
+                push(self.output, self.recipe.push_to_hub, parts)
         self.accelerator.wait_for_everyone()
 
 

@@ -160,12 +160,7 @@ class Stage1Task:
     def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
         """Noisy latents of single frames and their v: what a new transformer starts from."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        if self.pools:
-            clips = max(self.pools.values(), key=len)[:count]
-        else:
-            dataset = self.dataset(0, 48)
-            encode = (lambda latents: latents) if self.recipe.precomputed else self._latents
-            clips = torch.cat([encode(dataset[0, i][0][None]).cpu() for i in range(48)])
+        clips = max(self.pools.values(), key=len)[:count]
         frame = torch.randint(0, clips.shape[1], (len(clips),), generator=generator)
         latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
         u = torch.rand(len(clips), generator=generator)
@@ -213,7 +208,7 @@ class Stage1Task:
         return encode_pixels(self.vae, pixels.to(self.device), scale=scale, thrift=self.thrift).float()
 
     def loss(self, batch: Sequence[Any], phase_index: int, draws: Draws) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error of v, text dropped for guidance."""
+        """Mean squared error of v, text dropped for guidance; a clip without a caption counts as dropped."""
         clips, prompts, *notes = batch
         if notes and self.step_clips is not None:
             self.step_clips.record(notes[0])
@@ -224,8 +219,13 @@ class Stage1Task:
         positions = keyframes(num_frames, phase, draws.shared)
         if positions is not None:
             latents = latents[:, positions]
-        text = prompts.to(self.device).float() if isinstance(prompts, Tensor) else self.encode(list(prompts))
-        text = text * (draws.uniform() >= self.recipe.text_dropout)[:, None, None]
+        keep = draws.uniform() >= self.recipe.text_dropout
+        if isinstance(prompts, Tensor):  # embeddings, of no caption zeros
+            text = prompts.to(self.device)
+        else:
+            text = self.encode(list(prompts))
+            keep = keep & torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
+        text = text * keep[:, None, None]
         timesteps = noisy_timesteps(draws.stratified(), phase.density)
         if phase.sampler_steps:
             timesteps = nearest_visited(timesteps, phase.sampler_steps)
@@ -347,4 +347,4 @@ def _write_sheet(path: Path, clips: Tensor) -> None:
     """Three frames of each clip, two clips a row."""
     last = clips.shape[1] - 1
     frames = torch.stack([clip[i] for clip in clips for i in (0, (last + 1) // 2, last)])
-    save_image(path, contact_sheet(frames, columns=6))
+    save_image(path, contact_sheet(frames, columns=3 * min(2, len(clips))))

@@ -95,7 +95,8 @@ class Stage2Task:
             freeze(module, torch.device("cpu") if recipe.precomputed else device)
         self._check_shapes()
         self.step_clips: StepClips | None = None
-        self.watched = self._clips_to_watch()
+        # Procedural ones are rendered when they are first looked at; of one's own it shows now whether there are any.
+        self.watched = self._clips_to_watch() if recipe.data else []
         if not recipe.start:
             init_for_training(self.transformer, *self._examples())
             # Until the first text arrives, a prompt has no effect rather than a random one.
@@ -120,7 +121,7 @@ class Stage2Task:
         if recipe.data is None:
             kinds = ((count + 1) // 2, False), (count // 2, True)
             return [
-                (clip[: recipe.watch_frames], "")
+                (clip[: recipe.watch_frames].clone(), "")
                 for number, natural in kinds
                 for clip in (
                     held_out_clips(number, height=height, width=width, natural=natural) if number else ()
@@ -269,6 +270,8 @@ class Stage2Task:
         recipe = self.recipe
         if self.step_clips is not None and self.step_clips.clips.skipped:
             logger.info(format_skipped(self.step_clips.clips.skipped))
+
+        self.watched = self.watched or self._clips_to_watch()
 
         def enhance(low: Tensor, caption: str, steps: Sequence[int]) -> list[Tensor]:
             results = self.enhance(

@@ -60,7 +60,8 @@ class Stage1Recipe(Recipe):
         text: arguments of the T5 text encoder, likewise.
         phases: in order.
         lora: train an adapter beside frozen weights; none trains all of them.
-        train_text: train the text encoder too. By default not with `lora`, and not one that a CogVideoX brings.
+        train_text: train the text encoder too. By default on the procedural world alone, and not with `lora`, nor the
+            one that a CogVideoX brings.
         size: (height, width) of the preview.
         text_dropout: share of samples trained with zeros for text, which is what sampling is guided against.
         data: clips of one's own to train on; by default the procedural world.
@@ -107,6 +108,11 @@ class Stage1Recipe(Recipe):
         _check_counts(self, watch_clips=1, preview_steps=0)
         _check_validation(self.data, self.validation)
         _check_precomputed(self.data, self.precomputed)
+        if self.data is not None and not self.start:
+            raise ValueError(
+                "data needs a 'start' whose text encoder knows the words of its captions, got none; a new Stage I "
+                "knows those of the procedural world alone"
+            )
 
     def _check_procedural(self) -> None:
         for index, phase in enumerate(self.phases):

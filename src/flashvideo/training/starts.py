@@ -109,7 +109,8 @@ def trains_text(recipe: Stage1Recipe) -> bool:
     """Whether the text encoder is trained too."""
     if recipe.train_text is not None:
         return recipe.train_text
-    return recipe.lora is None and not (recipe.start and is_cogvideox(Path(recipe.start)))
+    from_cogvideox = bool(recipe.start) and is_cogvideox(Path(recipe.start))
+    return recipe.lora is None and recipe.data is None and not from_cogvideox
 
 
 def stage2_start(recipe: Stage2Recipe, device: torch.device) -> Start:

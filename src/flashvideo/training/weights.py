@@ -89,8 +89,12 @@ class Weights:
             if path.name not in names and path.suffix != PARTIAL:
                 remove_folder(path)
 
-    def leave(self, best: Best) -> None:
-        """Put the parts of the best weights into the run's output."""
+    def leave(self, best: Best) -> list[str]:
+        """Put the parts of the best weights into the run's output.
+
+        Returns:
+            Names of these files and folders.
+        """
         staged = []
         for source in sorted(self.folder(best).iterdir()):
             if source.name != TENSORS:
@@ -106,6 +110,7 @@ class Weights:
             target,
         ) in staged:  # together, so that old and new parts are side by side for a moment only
             put_in_place(partial, target)
+        return [target.name for _, target in staged]
 
 
 def move_files(source: Path, target: Path) -> list[Path]:
