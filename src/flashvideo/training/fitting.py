@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from flashvideo.pipelines.devices import GIB
 from flashvideo.presets import RELEASED_STAGE1_LORA_RANK
 from flashvideo.training.config import LoRA, Phase, Recipe
-from flashvideo.training.model_configs import RecipeConfigs
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import trains_text
 from flashvideo.training.step_memory import Estimate, StepMemory
@@ -64,16 +61,15 @@ class Fit:
         }
 
 
-def fit(recipe: Recipe, configs: RecipeConfigs, *, gpus: int, vram_bytes: int) -> list[Fit]:
+def fit(recipe: Recipe, estimate: Estimate, *, gpus: int, vram_bytes: int) -> list[Fit]:
     """How each phase fits, and what makes it fit.
 
     Args:
         recipe: The recipe.
-        configs: What takes part.
+        estimate: Of its model, on CUDA devices.
         gpus: How many share the work, one process each.
         vram_bytes: Memory of one.
     """
-    estimate = Estimate(configs, torch.device("cuda"))
     measures = dict(_measures(recipe, gpus))
     sets = sorted(_sets(list(measures)), key=lambda names: (sum(COSTS[name] for name in names), len(names)))
 

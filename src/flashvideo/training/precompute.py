@@ -33,6 +33,7 @@ from flashvideo.training.clip_data import is_held_out
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs, drawn_kind
 from flashvideo.training.model_configs import recipe_configs
+from flashvideo.training.samples import held_out_share
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import freeze, start_text, start_vae, trains_text
 from flashvideo.training.stopping import Interrupted, leave_signals_to_parent
@@ -186,7 +187,7 @@ def _plan_homes(
         if like is not None:
             homes.append(like)
             continue
-        share = stored.held_out_share(recipe)
+        share = held_out_share(recipe)
         items = [item for item in range(len(clips)) if not is_held_out(clips.name(item), share)]
         samples = [view * len(clips) + item for item in items for view in range(extent.views)]
         homes.append(

@@ -33,6 +33,7 @@ from flashvideo.shapes import vae_factors
 from flashvideo.text import with_prefix
 from flashvideo.training.clip_data import CACHE, deal_clips, is_held_out, phase_clips
 from flashvideo.training.draws import sample_seed
+from flashvideo.training.samples import held_out_share, shapes_of_phase
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe, image_share
 from flashvideo.training.starts import trains_text
 
@@ -160,26 +161,15 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def held_out_share(recipe: Stage1Recipe | Stage2Recipe) -> float:
-    """The share of clips that validation keeps for itself."""
-    assert recipe.data is not None
-    return recipe.data.held_out if recipe.validation is None else 0.0
-
-
 def clips_of_phase(
     recipe: Stage1Recipe | Stage2Recipe, phase_index: int, temporal: int, *, cache: Path | None = None
 ) -> ClipDataset:
     """The clips of a phase, the same in every phase of the same sizes."""
     assert recipe.data is not None
     share = image_share(recipe.phases[phase_index])
-    shapes = (
-        recipe.shapes(phase_index)
-        if isinstance(recipe, Stage1Recipe)
-        else recipe.phases[phase_index].shapes()
-    )
     return phase_clips(
         recipe.data,
-        shapes=sorted(shapes),
+        shapes=sorted(shapes_of_phase(recipe, phase_index)),
         image_share=0.5 if 0 < share < 1 else share,  # how many steps are of pictures decides no sample
         seed=sample_seed(recipe.seed, 51),
         temporal=temporal,

@@ -28,13 +28,14 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
 from flashvideo.text import encode_prompts
-from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips, phase_clips
+from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
 from flashvideo.training.precomputed import step_latents
 from flashvideo.training.previews import Previews
-from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, image_share
+from flashvideo.training.samples import own_samples
+from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.starts import (
     at_work,
     compile_blocks,
@@ -183,16 +184,7 @@ class Stage1Task:
                 text_encoder=None if self.trains_text else self.text_encoder,
                 transformer=self.transformer.config,
             )
-        clips = phase_clips(
-            recipe.data,
-            shapes=recipe.shapes(phase_index),
-            image_share=image_share(recipe.phases[phase_index]),
-            seed=sample_seed(recipe.seed, phase_index),
-            temporal=self.temporal,
-            cache=Path(recipe.output) / CACHE,
-        )
-        held_out = recipe.data.held_out if recipe.validation is None else 0.0
-        self.step_clips = StepClips(clips, clips_per_step, held_out=held_out)
+        self.step_clips = own_samples(recipe, phase_index, clips_per_step, self.temporal)
         return self.step_clips
 
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -35,13 +35,14 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts, unconditional_like, with_prefix
-from flashvideo.training.clip_data import CACHE, StepClips, phase_clips
+from flashvideo.training.clip_data import CACHE, StepClips
 from flashvideo.training.clip_data import held_out_clips as held_out_own_clips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.precomputed import step_latents
-from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe, image_share
+from flashvideo.training.samples import crops_of_phase, own_samples
+from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.starts import at_work, compile_blocks, freeze, stage2_start
 from flashvideo.training.vae import contrast_distance, held_out_clips
 from flashvideo.training.watch import collapse_warnings, score, watch
@@ -156,10 +157,9 @@ class Stage2Task:
 
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Clean crops or clips of a phase, and their captions."""
-        recipe, phase = self.recipe, self.recipe.phases[phase_index]
-        seed = sample_seed(recipe.seed, 31, phase_index)
+        recipe = self.recipe
         if recipe.data is None:
-            return CaptionedCrops(seed, phase, recipe.size)
+            return crops_of_phase(recipe, phase_index)
         if recipe.precomputed:
             return step_latents(
                 recipe,
@@ -169,16 +169,8 @@ class Stage2Task:
                 text_encoder=self.text_encoder,
                 transformer=self.transformer.config,
             )
-        clips = phase_clips(
-            recipe.data,
-            shapes=phase.shapes(),
-            image_share=image_share(phase),
-            seed=seed,
-            temporal=vae_factors(self.vae.config)[0],
-            cache=Path(recipe.output) / CACHE,
-        )
-        held_out = recipe.data.held_out if recipe.validation is None else 0.0
-        self.step_clips = StepClips(clips, clips_per_step, held_out=held_out)
+        temporal = vae_factors(self.vae.config)[0]
+        self.step_clips = own_samples(recipe, phase_index, clips_per_step, temporal)
         return self.step_clips
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

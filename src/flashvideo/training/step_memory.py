@@ -24,6 +24,7 @@ from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.model_configs import RecipeConfigs
 from flashvideo.training.optimizers import is_hidden
 from flashvideo.training.recipes import VAERecipe
+from flashvideo.training.samples import shapes_of_phase
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 from flashvideo.training.starts import trains_text, transformer_dtype
 from flashvideo.training.step_work import StepWork, Work
@@ -101,9 +102,18 @@ class Estimate:
     def __init__(self, configs: RecipeConfigs, device: torch.device) -> None:
         self.configs, self.device = configs, device
         self.work = StepWork(configs, on_host=device.type == "cpu")
+        self._networks: dict[object, nn.ModuleDict] = {}
 
     def networks(self, recipe: Recipe) -> nn.ModuleDict:
         """What is trained, without data, by the names that tasks give it."""
+        key: object = isinstance(recipe, VAERecipe) and recipe.freeze_encoder
+        if isinstance(recipe, Stage1Recipe | Stage2Recipe):
+            key = (recipe.lora, transformer_dtype(recipe, self.device), _trains_text(recipe))
+        if key not in self._networks:
+            self._networks[key] = self._build_networks(recipe)
+        return self._networks[key]
+
+    def _build_networks(self, recipe: Recipe) -> nn.ModuleDict:
         if isinstance(recipe, VAERecipe):
             vae = self.work.vae().float()
             if recipe.freeze_encoder:
@@ -113,7 +123,7 @@ class Estimate:
         assert isinstance(recipe, Stage1Recipe | Stage2Recipe)
         frozen = transformer_dtype(recipe, self.device)
         networks = nn.ModuleDict({"transformer": self.work.transformer(lora=recipe.lora, frozen=frozen)})
-        if isinstance(recipe, Stage1Recipe) and trains_text(recipe):
+        if _trains_text(recipe):
             networks["text_encoder"] = self.work.text_encoder()
         return networks
 
@@ -166,9 +176,7 @@ class Estimate:
     def _idle_encoders(self, recipe: Stage1Recipe | Stage2Recipe) -> int:
         itemsize = getattr(torch, self._frozen(recipe)).itemsize
         numbers = _count(self.work.vae(), trained=False)
-        if self.configs.text_encoder is not None and not (
-            isinstance(recipe, Stage1Recipe) and trains_text(recipe)
-        ):
+        if self.configs.text_encoder is not None and not (_trains_text(recipe)):
             numbers += _count(self.work.text_encoder(), trained=False)
         return numbers * itemsize
 
@@ -214,7 +222,7 @@ class Estimate:
             if staged
             else "float32",
             keyframes=phase.keyframes if isinstance(phase, Stage1Phase) else 0,
-            trains_text=isinstance(recipe, Stage1Recipe) and trains_text(recipe),
+            trains_text=_trains_text(recipe),
         )
 
     def _encode(self, recipe: Recipe, phase: Phase, shape: tuple[int, int, int]) -> int:
@@ -256,10 +264,8 @@ class Estimate:
 
 def phase_shapes(recipe: Recipe, phase: Phase) -> tuple[tuple[int, int, int], ...]:
     """(frames, height, width) of all clips of a phase."""
-    if isinstance(phase, Stage2Phase):
-        return phase.shapes()
-    if isinstance(recipe, Stage1Recipe):
-        return recipe.shapes(recipe.phases.index(phase))
+    if isinstance(recipe, Stage1Recipe | Stage2Recipe):
+        return shapes_of_phase(recipe, list(recipe.phases).index(phase))
     return ((phase.frames, *getattr(phase, "crop")),)  # noqa: B009
 
 
@@ -281,6 +287,10 @@ def optimizer_bytes(optimizer: str, name: str, parameter: nn.Parameter) -> int:
             return 4 * count
         return 4 * (count // parameter.shape[-1] + count // parameter.shape[-2])
     return 8 * count
+
+
+def _trains_text(recipe: Recipe) -> bool:
+    return isinstance(recipe, Stage1Recipe) and trains_text(recipe)
 
 
 def _trained(networks: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
