@@ -88,7 +88,9 @@ def _sizes(found: DryRun) -> list[str]:
     used = "".join(f"; {name} {_millions(count)}" for name, count in others.items() if count)
     lines = [f"{found.task}: {_millions(sizes.trained)} parameters are trained{frozen}{used}"]
     if found.missing:
-        lines.append(f"{', '.join(found.missing)}: not there; sizes are those of the released model")
+        lines.append(
+            f"{', '.join(found.missing)}: not there; sizes are those of the released model, or of nano's VAE"
+        )
     return lines
 
 
@@ -110,7 +112,7 @@ def _steps(phases: tuple[PhaseOutlook, ...]) -> list[str]:
 
 
 def _memory(found: DryRun) -> list[str]:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "GiB",
             "weights",

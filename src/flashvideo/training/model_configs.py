@@ -1,4 +1,4 @@
-"""The configs of what a recipe trains, without any weights; where folders are missing, the released model's."""
+"""The configs of what a recipe trains, without any weights; where folders are missing, those of models that are known."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flashvideo.data.captions import vocabulary
 from flashvideo.models.checkpoint import read_json
 from flashvideo.models.cogvideox import cogvideox_config, is_cogvideox, read_cogvideox_config
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.presets import (
     RELEASED_STAGE1_TRANSFORMER,
     RELEASED_STAGE2_TRANSFORMER,
@@ -33,7 +34,8 @@ class RecipeConfigs:
         transformer: config of `FlashVideoTransformer3DModel`; empty where the VAE is trained.
         vae: config of `AutoencoderKLCogVideoX`.
         text_encoder: config of the T5 encoder; None without text.
-        missing: folders that the recipe names and that are not there; the released model's configs take their place.
+        missing: folders that the recipe names and that are not there; the released model's configs take their place, and
+            for a VAE of other channels the shipped one's.
     """
 
     transformer: Mapping[str, Any]
@@ -64,7 +66,7 @@ def recipe_configs(recipe: Recipe) -> RecipeConfigs:
     vae_folder = Path(recipe.vae) if recipe.vae else Path(recipe.start) / "vae"
     return RecipeConfigs(
         transformer=_complete(FlashVideoTransformer3DModel, transformer),
-        vae=_complete(AutoencoderKLCogVideoX, _read(vae_folder) or RELEASED_VAE),
+        vae=_vae_config(vae_folder, int(_complete(FlashVideoTransformer3DModel, transformer)["in_channels"])),
         text_encoder=text,
         missing=missing,
     )
@@ -78,6 +80,24 @@ def _vae_configs(recipe: VAERecipe) -> RecipeConfigs:
         missing = () if Path(recipe.start).is_dir() else (recipe.start,)
     vae = _complete(AutoencoderKLCogVideoX, {**own, **recipe.model})
     return RecipeConfigs(transformer={}, vae=vae, text_encoder=None, missing=missing)
+
+
+def _vae_config(folder: Path, channels: int) -> dict[str, Any]:
+    """The config of a VAE; of one that is not there that of the released or of the shipped one, by its channels.
+
+    Raises:
+        ValueError: If neither has so many.
+    """
+    own = _read(folder)
+    if own is not None:
+        return _complete(AutoencoderKLCogVideoX, own)
+    for config in (RELEASED_VAE, read_json(NANO_PATH / "vae" / "config.json")):
+        if config["latent_channels"] == channels:
+            return _complete(AutoencoderKLCogVideoX, config)
+    raise ValueError(
+        f"the recipe's vae {folder} is not there, and no other is known that has the {channels} latent channels of its "
+        "model; train it first"
+    )
 
 
 def _released_transformer(recipe: Stage1Recipe | Stage2Recipe) -> Mapping[str, Any]:

@@ -190,22 +190,25 @@ class Estimate:
         sharded = recipe.sharding == "fsdp" and processes > 1
         parts = processes if sharded else 1
         buckets = gradients if processes > 1 and not sharded else 0
-        kept = buckets + (gradients // parts if phase.accumulate > 1 else 0)
+        # FSDP sums up the gradients of accumulated batches before it shares them out.
+        kept = buckets + (gradients if phase.accumulate > 1 else 0)
         whole = _whole_blocks(networks, trained_only=False) * _GATHERED_BLOCKS if sharded else 0
         whole_gradients = _whole_blocks(networks, trained_only=True) * _GRADIENT_BLOCKS if sharded else 0
         whole += _outside_blocks(networks) if sharded else 0
-        moments: dict[str, int] = {"encode": kept, "forward": 0, "backward": 0}
-        for shape in phase_shapes(recipe, phase):
-            work = self._work(recipe, phase, shape)
-            if isinstance(recipe, VAERecipe):
-                peak = last = self.work.vae_backward(work)
-            else:
-                peak, last = self.work.backward(work, 1 if isinstance(recipe, Stage1Recipe) else 2, phase)
-            moments["encode"] = max(moments["encode"], kept + self._encode(recipe, phase, shape))
-            moments["forward"] = max(moments["forward"], kept + whole + whole_gradients + peak)
-            end = buckets + gradients // parts + whole + whole_gradients + last
-            moments["backward"] = max(moments["backward"], end)
-        moments["update"] = buckets + gradients // parts + self._update(recipe, networks) // parts
+        # Of several sizes the one of the most pixels takes the most.
+        shape = max(phase_shapes(recipe, phase), key=math.prod)
+        work = self._work(recipe, phase, shape)
+        if isinstance(recipe, VAERecipe):
+            peak = last = self.work.vae_backward(work)
+        else:
+            peak, last = self.work.backward(work, 1 if isinstance(recipe, Stage1Recipe) else 2, phase)
+        there = max(kept, buckets + gradients // parts)
+        moments = {
+            "encode": kept + self._encode(recipe, phase, shape),
+            "forward": kept + whole + whole_gradients + peak,
+            "backward": there + whole + whole_gradients + last,
+        }
+        moments["update"] = there + self._update(recipe, networks) // parts
         moments["validate"] = self._validate(recipe)
         return moments
 
