@@ -131,7 +131,8 @@ def _measures(recipe: Recipe, gpus: int) -> Iterator[tuple[str, Callable[[Recipe
         ):
             lora = LoRA(rank=RELEASED_STAGE1_LORA_RANK, alpha=float(RELEASED_STAGE1_LORA_RANK))
             yield "lora", change(lora=lora)
-    for optimizer in ("adamw8bit", "adafactor"):
+    sharded = recipe.sharding == "fsdp" and gpus > 1  # adamw8bit needs whole weights
+    for optimizer in ("adafactor",) if sharded else ("adamw8bit", "adafactor"):
         if recipe.optimizer in ("adamw", "muon"):
             yield f"optimizer: {optimizer}", change(optimizer=optimizer)
 
@@ -141,7 +142,7 @@ def _sets(names: list[str]) -> Iterator[tuple[str, ...]]:
     for count in range(len(names) + 1):
         for chosen in itertools.combinations(names, count):
             optimizers = [name for name in chosen if name.startswith("optimizer")]
-            # bitsandbytes needs whole weights; strips matter only where the VAE works.
+            # Strips matter only where the VAE works.
             apart = {"optimizer: adamw8bit", "sharding: fsdp"}, {"vae_strips", "precomputed"}
             if len(optimizers) <= 1 and not any(pair <= set(chosen) for pair in apart):
                 yield chosen

@@ -1,4 +1,4 @@
-"""The configs of what a recipe trains, without any weights; where folders are missing, those of models that are known."""
+"""The configs of what a recipe trains, without weights; where folders are missing, those of models that are known."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class RecipeConfigs:
         transformer: config of `FlashVideoTransformer3DModel`; empty where the VAE is trained.
         vae: config of `AutoencoderKLCogVideoX`.
         text_encoder: config of the T5 encoder; None without text.
-        missing: folders that the recipe names and that are not there; the released model's configs take their place, and
-            for a VAE of other channels the shipped one's.
+        missing: folders that the recipe names and that are not there; the released model's configs take their place,
+            and for a VAE of other channels the shipped one's.
     """
 
     transformer: Mapping[str, Any]
