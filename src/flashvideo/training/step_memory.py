@@ -10,6 +10,7 @@ gradients, optimiser state and average, and for a moment whole blocks.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from torch import nn
 
 from flashvideo.pipelines.devices import GIB
 from flashvideo.pipelines.memory import DEVICE_RESERVE_BYTES, FRAGMENTATION
+from flashvideo.shapes import latent_shape
 from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.model_configs import RecipeConfigs
 from flashvideo.training.optimizers import is_hidden
+from flashvideo.training.pool import SHARD
 from flashvideo.training.recipes import VAERecipe
 from flashvideo.training.samples import shapes_of_phase
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
@@ -45,6 +48,7 @@ class StepMemory:
         frozen: weights of VAE and text encoder.
         average: the moving average.
         optimizer: the optimiser's state.
+        data: encoded clips of the procedural world, which the host holds; counted where it does the work too.
         moments: the most that comes and goes, by moment: "encode", "forward", "backward", "update", and "validate" for
             the VAE's work at a validation.
         reserve: what drivers and allocator take beside.
@@ -54,13 +58,14 @@ class StepMemory:
     frozen: int
     average: int
     optimizer: int
+    data: int = 0
     moments: Mapping[str, int] = field(default_factory=dict)
     reserve: int = 0
 
     @property
     def resident(self) -> int:
         """What stays from step to step."""
-        return self.trained + self.frozen + self.average + self.optimizer
+        return self.trained + self.frozen + self.average + self.optimizer + self.data
 
     @property
     def peak(self) -> int:
@@ -69,7 +74,10 @@ class StepMemory:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; sizes in GiB."""
-        parts = {name: getattr(self, name) for name in ("trained", "frozen", "average", "optimizer", "peak")}
+        parts = {
+            name: getattr(self, name)
+            for name in ("trained", "frozen", "average", "optimizer", "data", "peak")
+        }
         gib = {name: round(value / GIB, 3) for name, value in (parts | dict(self.moments)).items()}
         return {f"{name}_gib": value for name, value in gib.items()}
 
@@ -127,6 +135,14 @@ class Estimate:
             networks["text_encoder"] = self.work.text_encoder()
         return networks
 
+    @functools.cached_property
+    def _num_vae(self) -> int:
+        return _count(self.work.vae(), trained=False)
+
+    @functools.cached_property
+    def _num_text(self) -> int:
+        return _count(self.work.text_encoder(), trained=False)
+
     def sizes(self, recipe: Recipe) -> Sizes:
         """How many parameters there are."""
         networks = self.networks(recipe)
@@ -135,8 +151,8 @@ class Estimate:
         return Sizes(
             trained=_count(networks, trained=True),
             total=_count(networks, trained=False),
-            vae=0 if is_vae else _count(self.work.vae(), trained=False),
-            text_encoder=_count(self.work.text_encoder(), trained=False) if has_text else 0,
+            vae=0 if is_vae else self._num_vae,
+            text_encoder=self._num_text if has_text else 0,
         )
 
     def phase(self, recipe: Recipe, phase: Phase, *, processes: int = 1) -> StepMemory:
@@ -160,9 +176,20 @@ class Estimate:
             frozen=encoders,
             average=gradients // parts if recipe.ema_decay else 0,
             optimizer=sum(optimizer_bytes(recipe.optimizer, n, p) for n, p in trained) // parts,
+            data=self._pools(recipe),
             moments={name: int(slack * value) for name, value in moments.items()},
             reserve=0 if self.device.type == "cpu" else DEVICE_RESERVE_BYTES,
         )
+
+    def _pools(self, recipe: Recipe) -> int:
+        """Bytes of encoded procedural clips, 2 for each number; all are held, whatever the phase."""
+        if self.device.type != "cpu" or not isinstance(recipe, Stage1Recipe) or recipe.data is not None:
+            return 0
+        numbers = 0
+        for frames, count in recipe.clips.items():
+            shape = latent_shape(frames, *recipe.size, vae_config=self.configs.vae)
+            numbers += -(-count // SHARD) * SHARD * math.prod(shape.as_tuple(1))
+        return 2 * numbers
 
     def _encoders(self, recipe: Recipe) -> int:
         """Bytes of VAE and text encoder while steps are taken."""
@@ -175,9 +202,9 @@ class Estimate:
 
     def _idle_encoders(self, recipe: Stage1Recipe | Stage2Recipe) -> int:
         itemsize = getattr(torch, self._frozen(recipe)).itemsize
-        numbers = _count(self.work.vae(), trained=False)
+        numbers = self._num_vae
         if self.configs.text_encoder is not None and not (_trains_text(recipe)):
-            numbers += _count(self.work.text_encoder(), trained=False)
+            numbers += self._num_text
         return numbers * itemsize
 
     def _frozen(self, recipe: Recipe) -> str:

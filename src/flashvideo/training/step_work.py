@@ -202,6 +202,13 @@ class StepWork:
 
     def encode(self, work: Work, *, strips: bool) -> int:
         """The most that encoding a batch of clips allocates, without gradients."""
+        key = ("encode", dataclasses.replace(work, lora=None, checkpointed=False), strips)
+        if key not in self._found:
+            self._found[key] = self._encode(work, strips=strips), 0
+        return self._found[key][0]
+
+    def _encode(self, work: Work, *, strips: bool) -> int:
+        """Encodes a batch of clips."""
         frames, height, width = work.shape
         if strips:
             return self._footprint(work).encode(work.shape, THRIFTS[0], work.batch).device_bytes
