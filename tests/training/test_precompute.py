@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 from transformers import T5Config, T5EncoderModel
 
+from flashvideo.cli import main
 from flashvideo.data.clip_sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.text import build_word_tokenizer
@@ -319,3 +321,18 @@ def test_precomputed_needs_clips_of_ones_own(stage2):
         dataclasses.replace(stage2, data=None, precomputed="x")
     with pytest.raises(ValueError, match="precompute is for clips of one's own"):
         precompute(dataclasses.replace(stage2, data=None), Path("nowhere"), SMALL, CPU)
+
+
+def test_the_command_computes_its_part_and_tells_what_is_left(stage1, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(stage1)))))
+    command = ["precompute", str(path), "-o", str(tmp_path / "latents"), "--shard-mib", "1", "--json"]
+    assert main([*command, "--shard", "2/2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["shards"], told["made"], told["missing"]) == (2, 0, 2)  # one of text, one of latents
+    assert main(command) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["made"], told["missing"], told["skipped"]) == (2, 0, {})
+    assert main(["precompute", str(path)]) == 1
+    assert "needs a folder to write to" in capsys.readouterr().err
+    assert main([*command, "--shard", "3/2"]) == 2
