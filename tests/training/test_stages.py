@@ -356,7 +356,7 @@ def test_stage_2_sends_its_share_of_small_clips_through_the_vae(stage2: Stage2Ta
     phase = dataclasses.replace(stage2.recipe.phases[0], round_trip=share)
     stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,))
     seen = []
-    stage2._round_trip = lambda small: seen.append(small.shape[-2:]) or small
+    stage2.pairs.round_trip = lambda small: seen.append(small.shape[-2:]) or small
     stage2.loss(_batch(stage2, 1), 0, _draws(1))
     assert seen == ([(4, 4)] if share else [])
 

@@ -25,6 +25,7 @@ from flashvideo.cli import (
     info,
     pairs,
     plan,
+    precompute,
     sweep,
     train,
 )
@@ -43,6 +44,7 @@ COMMANDS = (
     bench,
     pairs,
     train,
+    precompute,
     convert,
     plan,
     info,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from flashvideo.cli import arguments as shared
+from flashvideo.cli import dry_run
 from flashvideo.cli.model import quiet_libraries, use_threads
 from flashvideo.cli.results import Phases, Result
 
@@ -53,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="M",
         help="save and stop after this time, to be resumed (default: no limit)",
     )
+    dry_run.add_options(parser)
     shared.add_device(parser)
     shared.add_common(parser)
     parser.set_defaults(run=run)
@@ -72,7 +74,10 @@ def run(arguments: argparse.Namespace) -> Result:
     from flashvideo.training.stopping import Interrupted
     from flashvideo.training.tracking import check_trackers
 
+    dry_run.check_options(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        return dry_run.run_dry(arguments, recipe)
     check_recipe(recipe)
     check_trackers(recipe)
     device = choose_device(arguments.device)

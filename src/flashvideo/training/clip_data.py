@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -88,23 +89,12 @@ class StepClips(Dataset):
 
     def __init__(self, clips: ClipDataset, clips_per_step: int, *, held_out: float) -> None:
         self.clips = clips
-        groups = []
-        for group in clips.groups:
-            kept = [not is_held_out(clips.name(int(item)), held_out) for item in group.items]
-            groups.append(replace(group, items=group.items[kept], weights=group.weights[kept]))
-        left = {group.is_image for group in groups if len(group.items)}
-        share = clips.config.image_share
-        for is_image, wanted, word in ((False, share < 1, "video"), (True, share > 0, "picture")):
-            if wanted and is_image not in left:
-                raise ValueError(
-                    f"data.held_out, {held_out}, leaves no {word} to train on; lower it or add clips"
-                )
-        self.sampler = BucketBatchSampler(
-            groups,
-            num_items=len(clips),
-            batch_size=clips_per_step,
+        self.sampler = deal_clips(
+            clips,
+            clips_per_step,
             image_share=clips.config.image_share,
-            seed=clips.seed,
+            keep=lambda item: not is_held_out(clips.name(item), held_out),
+            reason=f"data.held_out, {held_out},",
         )
         self._step: tuple[int, list[int]] = (-1, [])
 
@@ -119,6 +109,39 @@ class StepClips(Dataset):
         """Keeps, in the process that trains, what those that load data skipped."""
         for note in notes:
             self.clips.record([(name, reason) for name, reason in json.loads(note)])
+
+
+def deal_clips(
+    clips: ClipDataset,
+    clips_per_step: int,
+    *,
+    image_share: float,
+    keep: Callable[[int], bool],
+    reason: str,
+) -> BucketBatchSampler:
+    """Deals out a phase's clips, those of a step as one batch.
+
+    Args:
+        clips: Cut to the phase's sizes.
+        clips_per_step: Of all processes and accumulated batches.
+        image_share: Share of the steps that are of pictures.
+        keep: Whether an item is trained on.
+        reason: What leaves the others out, for the error.
+
+    Raises:
+        ValueError: If no video, or no picture, is left where some are wanted.
+    """
+    groups = []
+    for group in clips.groups:
+        kept = np.array([keep(int(item)) for item in group.items], dtype=bool)
+        groups.append(replace(group, items=group.items[kept], weights=group.weights[kept]))
+    left = {group.is_image for group in groups if len(group.items)}
+    for is_image, wanted, word in ((False, image_share < 1, "video"), (True, image_share > 0, "picture")):
+        if wanted and is_image not in left:
+            raise ValueError(f"{reason} leaves no {word} to train on; lower it or add clips")
+    return BucketBatchSampler(
+        groups, num_items=len(clips), batch_size=clips_per_step, image_share=image_share, seed=clips.seed
+    )
 
 
 def is_held_out(name: str, share: float) -> bool:

@@ -28,13 +28,16 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
 from flashvideo.text import encode_prompts
-from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips, phase_clips
+from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
+from flashvideo.training.precomputed import step_latents
 from flashvideo.training.previews import Previews
-from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, image_share
+from flashvideo.training.samples import own_samples
+from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.starts import (
+    at_work,
     compile_blocks,
     freeze,
     stage1_start,
@@ -89,7 +92,9 @@ class Stage1Task:
         self.tokenizer, self.text_encoder = start.tokenizer, start.text_encoder
         self.scheduler, self.table = start.scheduler, start.scheduler.table.to(device)
         self.thrift = THRIFTS[0] if recipe.vae_strips else None
-        freeze(self.vae, device)
+        # What was computed before has no work for VAE and text encoder but at validations.
+        resting = torch.device("cpu") if recipe.precomputed else device
+        freeze(self.vae, resting)
         if recipe.lora is not None:
             add_lora(self.transformer, recipe.lora)
         self.modules = nn.ModuleDict({"transformer": self.transformer})
@@ -97,7 +102,7 @@ class Stage1Task:
         if self.trains_text:
             self.modules["text_encoder"] = self.text_encoder
         else:
-            freeze(self.text_encoder, device)
+            freeze(self.text_encoder, resting)
         self.modules.to(device).train()
         self.max_text_tokens = int(self.transformer.config.max_text_seq_length)
         self.temporal = int(self.vae.config.temporal_compression_ratio)
@@ -170,16 +175,16 @@ class Stage1Task:
         recipe = self.recipe
         if recipe.data is None:
             return PoolClips(self.pools, recipe, phase_index, clips_per_step, self.temporal)
-        clips = phase_clips(
-            recipe.data,
-            shapes=recipe.shapes(phase_index),
-            image_share=image_share(recipe.phases[phase_index]),
-            seed=sample_seed(recipe.seed, phase_index),
-            temporal=self.temporal,
-            cache=Path(recipe.output) / CACHE,
-        )
-        held_out = recipe.data.held_out if recipe.validation is None else 0.0
-        self.step_clips = StepClips(clips, clips_per_step, held_out=held_out)
+        if recipe.precomputed:
+            return step_latents(
+                recipe,
+                phase_index,
+                clips_per_step,
+                vae=self.vae,
+                text_encoder=None if self.trains_text else self.text_encoder,
+                transformer=self.transformer.config,
+            )
+        self.step_clips = own_samples(recipe, phase_index, clips_per_step, self.temporal)
         return self.step_clips
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -200,14 +205,18 @@ class Stage1Task:
         if notes and self.step_clips is not None:
             self.step_clips.record(notes[0])
         phase = self.recipe.phases[phase_index]
-        latents = self._latents(clips) if self.recipe.data else clips.to(self.device).float()
+        in_pixels = self.recipe.data is not None and not self.recipe.precomputed
+        latents = self._latents(clips) if in_pixels else clips.to(self.device).float()
         num_frames = latents.shape[1]
         positions = keyframes(num_frames, phase, draws.shared)
         if positions is not None:
             latents = latents[:, positions]
-        text = self.encode(list(prompts))
-        given = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
-        keep = given & (draws.uniform() >= self.recipe.text_dropout)
+        keep = draws.uniform() >= self.recipe.text_dropout
+        if isinstance(prompts, Tensor):  # embeddings, of no caption zeros
+            text = prompts.to(self.device)
+        else:
+            text = self.encode(list(prompts))
+            keep = keep & torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
         text = text * keep[:, None, None]
         timesteps = noisy_timesteps(draws.stratified(), phase.density)
         if phase.sampler_steps:
@@ -235,13 +244,19 @@ class Stage1Task:
             return self._judge(count, folder)
         if self.step_clips is not None and self.step_clips.clips.skipped:
             logger.info(format_skipped(self.step_clips.clips.skipped))
+        with at_work(self.device, self.vae, self.text_encoder):
+            return self._watch(folder)
+
+    def _watch(self, folder: Path) -> dict[str, float]:
+        """The held-out clips' loss; writes previews of the recipe's prompts."""
         losses = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             for place, sample in enumerate(self.watched):
                 draws = Draws(0, 0, [place], len(self.watched), self.device)
-                losses.append(
-                    float(self.loss(default_collate([sample]), len(self.recipe.phases) - 1, draws)[0])
-                )
+                clips, prompts = default_collate([sample])
+                if self.recipe.precomputed:
+                    clips = self._latents(clips)
+                losses.append(float(self.loss((clips, prompts), len(self.recipe.phases) - 1, draws)[0]))
         if self.recipe.prompts:
             numbers = self.preset.stage1
             frames = max(frames for frames, *_ in self.recipe.shapes(len(self.recipe.phases) - 1))

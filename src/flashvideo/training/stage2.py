@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 
 from flashvideo.data.clip_samples import format_skipped
 from flashvideo.degradations.latent import degrade_latents
-from flashvideo.degradations.pixel import degrade_pixels
 from flashvideo.flow import (
     euler,
     flow_matching_loss,
@@ -36,20 +35,48 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts, unconditional_like, with_prefix
-from flashvideo.training.clip_data import CACHE, StepClips, phase_clips
+from flashvideo.training.clip_data import CACHE, StepClips
 from flashvideo.training.clip_data import held_out_clips as held_out_own_clips
 from flashvideo.training.draws import Draws, sample_seed
+from flashvideo.training.latent_pairs import LatentPairs
 from flashvideo.training.lora import add_lora, save_lora
-from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe, image_share
-from flashvideo.training.starts import compile_blocks, freeze, stage2_start
+from flashvideo.training.precomputed import step_latents
+from flashvideo.training.samples import crops_of_phase, own_samples
+from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe
+from flashvideo.training.starts import at_work, compile_blocks, freeze, stage2_start
 from flashvideo.training.vae import contrast_distance, held_out_clips
 from flashvideo.training.watch import collapse_warnings, score, watch
 from flashvideo.training.world import CaptionedCrops
-from flashvideo.vae import decode_latents, encode_pixels
+from flashvideo.vae import decode_latents
 from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import resize_video
 
 logger = logging.getLogger(__name__)
+
+
+def path_loss(
+    network: nn.Module,
+    ends: tuple[Tensor, Tensor],
+    text: Tensor,
+    t: Tensor,
+    noise_step: Tensor,
+    phase: Stage2Phase,
+) -> Tensor:
+    """The flow-matching loss at times t (B,) of paths between latents (z_lq, z_hq), and a phase's further terms."""
+    z_lq, z_hq = ends
+    x = interpolate(z_lq, z_hq, t)
+    v = network(x, text, network_timestep(t), noise_step=noise_step).sample
+    loss = flow_matching_loss(v, z_lq, z_hq)
+    clean = path_end(x, v.float(), t)
+    has_time = clean.shape[1] > 1
+    if phase.contrast_weight:
+        loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
+    if phase.still_contrast_weight and has_time:
+        means = clean.mean(dim=1, keepdim=True), z_hq.mean(dim=1, keepdim=True)
+        loss = loss + phase.still_contrast_weight * contrast_distance(*means)
+    if phase.difference_weight and has_time:
+        loss = loss + phase.difference_weight * (clean - z_hq).diff(dim=1).abs().mean()
+    return loss
 
 
 class Stage2Task:
@@ -63,8 +90,10 @@ class Stage2Task:
         self.tokenizer, self.text_encoder = start.tokenizer, start.text_encoder
         self.scale = float(self.vae.config.scaling_factor)
         self.thrift = THRIFTS[0] if recipe.vae_strips else None
+        self.pairs = LatentPairs(self.vae, recipe.pixel_degradation(), thrift=self.thrift)
         for module in filter(None, (self.vae, self.text_encoder)):
-            freeze(module, device)
+            # What was computed before has no work for them but at validations.
+            freeze(module, torch.device("cpu") if recipe.precomputed else device)
         self._check_shapes()
         self.step_clips: StepClips | None = None
         # Procedural ones are rendered when they are first looked at; of one's own it shows now whether there are any.
@@ -128,20 +157,20 @@ class Stage2Task:
 
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Clean crops or clips of a phase, and their captions."""
-        recipe, phase = self.recipe, self.recipe.phases[phase_index]
-        seed = sample_seed(recipe.seed, 31, phase_index)
+        recipe = self.recipe
         if recipe.data is None:
-            return CaptionedCrops(seed, phase, recipe.size)
-        clips = phase_clips(
-            recipe.data,
-            shapes=phase.shapes(),
-            image_share=image_share(phase),
-            seed=seed,
-            temporal=vae_factors(self.vae.config)[0],
-            cache=Path(recipe.output) / CACHE,
-        )
-        held_out = recipe.data.held_out if recipe.validation is None else 0.0
-        self.step_clips = StepClips(clips, clips_per_step, held_out=held_out)
+            return crops_of_phase(recipe, phase_index)
+        if recipe.precomputed:
+            return step_latents(
+                recipe,
+                phase_index,
+                clips_per_step,
+                vae=self.vae,
+                text_encoder=self.text_encoder,
+                transformer=self.transformer.config,
+            )
+        temporal = vae_factors(self.vae.config)[0]
+        self.step_clips = own_samples(recipe, phase_index, clips_per_step, temporal)
         return self.step_clips
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -155,39 +184,12 @@ class Stage2Task:
         given = torch.tensor([bool(p) for p in prompts], device=self.device)
         return text.float() * given[:, None, None]
 
-    def _encode(self, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Scaled latents: the posterior's mean, or a sample of it by this noise."""
-        return encode_pixels(
-            self.vae, pixels, scale=self.scale, posterior_noise=noise, thrift=self.thrift
-        ).float()
-
-    def _round_trip(self, pixels: Tensor) -> Tensor:
-        """What the VAE makes of a small clip; generated previews have been through its decoder."""
-        latents = encode_pixels(self.vae, pixels, scale=1.0)
-        return decode_latents(self.vae, latents, scale=1.0, clamp=True).float()
-
-    @torch.no_grad()
-    def _pair(self, pixels: Tensor, phase: Stage2Phase, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(z_hq, z_lq before latent degradation) of a batch."""
-        low = torch.cat([self._degrade(p[None], phase, g) for p, g in zip(pixels, draws.each, strict=True)])
-        # The target is the posterior's mean; the input is a sample, as at inference.
-        z_hq = self._encode(pixels)
-        return z_hq, self._encode(low, noise=draws.normal(z_hq.shape[1:]))
-
-    def _degrade(self, pixels: Tensor, phase: Stage2Phase, generator: torch.Generator) -> Tensor:
-        """What a clip (1, F, 3, H, W) is made from."""
-        draws = torch.rand(2, generator=generator)
-        strong, round_trip = float(draws[0]) < phase.strong, float(draws[1]) < phase.round_trip
-        config = self.recipe.pixel_degradation()
-        if round_trip:
-            config = dataclasses.replace(config, low_multiple=vae_factors(self.vae.config)[1])
-        return degrade_pixels(
-            pixels,
-            generator,
-            config,
-            strong=strong,
-            at_low_resolution=self._round_trip if round_trip else None,
-        )
+    def _pair(self, clips: Tensor, phase: Stage2Phase, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(z_hq, z_lq before latent degradation) of clips, or of both as they were computed once."""
+        if self.recipe.precomputed:
+            z_hq, z_lq = clips.float().unbind(1)
+            return z_hq, z_lq
+        return self.pairs(clips, phase, draws)
 
     def _draw(self, z_lq: Tensor, phase: Stage2Phase, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Latents degraded `times_per_clip` times, and for each sample a time and the noise step."""
@@ -208,21 +210,11 @@ class Stage2Task:
         z_hq, z_lq = self._pair(pixels.to(self.device), phase, draws)
         z_lq, t, noise_step = self._draw(z_lq, phase, draws)
         z_hq = z_hq.repeat(repeat, 1, 1, 1, 1)
-        text = self.encode_text(list(prompts)).repeat(repeat, 1, 1)
+        text = prompts.to(self.device) if isinstance(prompts, Tensor) else self.encode_text(list(prompts))
+        text = text.repeat(repeat, 1, 1)
         keep = draws.uniform(repeat=repeat) >= phase.text_dropout
-        x = interpolate(z_lq, z_hq, t)
-        v = self.transformer(x, text * keep[:, None, None], network_timestep(t), noise_step=noise_step).sample
-        loss = flow_matching_loss(v, z_lq, z_hq)
-        clean = path_end(x, v.float(), t)
-        has_time = clean.shape[1] > 1
-        if phase.contrast_weight:
-            loss = loss + phase.contrast_weight * contrast_distance(clean, z_hq)
-        if phase.still_contrast_weight and has_time:
-            means = clean.mean(dim=1, keepdim=True), z_hq.mean(dim=1, keepdim=True)
-            loss = loss + phase.still_contrast_weight * contrast_distance(*means)
-        if phase.difference_weight and has_time:
-            loss = loss + phase.difference_weight * (clean - z_hq).diff(dim=1).abs().mean()
-        return loss, {}
+        text = text * keep[:, None, None]
+        return path_loss(self.transformer, (z_lq, z_hq), text, t, noise_step, phase), {}
 
     @torch.no_grad()
     def enhance(
@@ -239,7 +231,7 @@ class Stage2Task:
         generator = torch.Generator(self.device).manual_seed(seed)
         height, width = (s * self.recipe.scale for s in low.shape[-2:])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            z = self._encode(resize_video(low.to(self.device), height, width))
+            z = self.pairs.encode(resize_video(low.to(self.device), height, width))
             text = self.encode_text(prompts)
             z = degrade_latents(z, noise_step, generator)
             step = torch.full((len(low),), noise_step, device=self.device)
@@ -283,7 +275,8 @@ class Stage2Task:
             )
             return [result[0].cpu() for result in results]
 
-        return watch(self.watched, enhance, scale=recipe.scale, sheet=folder / "validation.png")
+        with at_work(self.device, self.vae, self.text_encoder):
+            return watch(self.watched, enhance, scale=recipe.scale, sheet=folder / "validation.png")
 
     def score(self, values: Mapping[str, float]) -> float:
         """How good weights with such figures are, see `flashvideo.training.watch.score`."""

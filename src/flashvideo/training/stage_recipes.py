@@ -65,6 +65,8 @@ class Stage1Recipe(Recipe):
         size: (height, width) of the preview.
         text_dropout: share of samples trained with zeros for text, which is what sampling is guided against.
         data: clips of one's own to train on; by default the procedural world.
+        precomputed: folder of latents and text embeddings that `flashvideo precompute` made of `data`; by default both
+            are computed at every step.
         validation: others to validate on; by default a share of `data` that is never trained on.
         watch_clips: how many of those, whose loss at fixed timesteps and noise is the figure that is watched.
         prompts: what previews are made of at each validation, besides.
@@ -83,6 +85,7 @@ class Stage1Recipe(Recipe):
     size: tuple[int, int] = (96, 160)
     text_dropout: float = 0.1
     data: ClipData | None = None
+    precomputed: str = ""
     validation: ClipData | None = None
     watch_clips: int = 4
     prompts: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class Stage1Recipe(Recipe):
             raise ValueError("lora trains an adapter of the transformer alone; leave out train_text")
         _check_counts(self, watch_clips=1, preview_steps=0)
         _check_validation(self.data, self.validation)
+        _check_precomputed(self.data, self.precomputed)
         if self.data is not None and not self.start:
             raise ValueError(
                 "data needs a 'start' whose text encoder knows the words of its captions, got none; a new Stage I "
@@ -234,6 +238,8 @@ class Stage2Recipe(Recipe):
         lora: train an adapter beside frozen weights; none trains all of them.
         phases: in order, coarse to fine.
         data: clips of one's own to train on; by default the procedural world.
+        precomputed: folder of latents and text embeddings that `flashvideo precompute` made of `data`; by default both
+            are computed at every step.
         validation: others to validate on; by default a share of `data` that is never trained on.
         degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. Of its `strong`
             the phases' own takes the place.
@@ -256,6 +262,7 @@ class Stage2Recipe(Recipe):
     positions: str = ""
     lora: LoRA | None = None
     data: ClipData | None = None
+    precomputed: str = ""
     validation: ClipData | None = None
     degradation: PixelDegradation | None = None
     strength: float = 1.0
@@ -279,6 +286,7 @@ class Stage2Recipe(Recipe):
         _check_counts(self, watch_clips=1, watch_frames=1)
         _check_share("strength", self.strength)
         _check_validation(self.data, self.validation)
+        _check_precomputed(self.data, self.precomputed)
         if any(side % self.scale for side in self.size):
             raise ValueError(f"size must be multiples of scale {self.scale}, got {list(self.size)}")
         if self.watch_noise_step is not None and not 0 <= self.watch_noise_step < NUM_TRAIN_TIMESTEPS:
@@ -309,6 +317,13 @@ def _check_counts(recipe: Recipe, **least: int) -> None:
     for name, value in least.items():
         if getattr(recipe, name) < value:
             raise ValueError(f"{name} must be at least {value}, got {getattr(recipe, name)}")
+
+
+def _check_precomputed(data: ClipData | None, precomputed: str) -> None:
+    if precomputed and data is None:
+        raise ValueError(
+            f"precomputed is of clips of one's own, got {precomputed} without them; give 'data', or leave it out"
+        )
 
 
 def _check_validation(data: ClipData | None, validation: ClipData | None) -> None:

@@ -6,6 +6,8 @@ and a CogVideoX bring VAE, tokenizer and text encoder along, and their own laten
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +75,11 @@ def stage1_start(recipe: Stage1Recipe, device: torch.device) -> Start:
     Raises:
         ValueError: If a part is missing, or the start keeps a LoRA apart.
     """
-    frozen = frozen_dtype(recipe, device)
     dtype = transformer_dtype(recipe, device)
     folder = Path(recipe.start) if recipe.start else None
     preset = start_preset(folder)
-    vae = _load_vae(recipe.vae, folder, None if preset is None else preset.stage1.latent_scale, frozen)
-    tokenizer, text_encoder = _load_text(folder, torch.float32 if trains_text(recipe) else frozen)
+    vae = start_vae(recipe, device)
+    tokenizer, text_encoder = start_text(recipe, device)
     scheduler = FlashVideoScheduler()
     if folder is None:
         tokenizer = build_word_tokenizer(vocabulary())
@@ -118,7 +119,6 @@ def stage2_start(recipe: Stage2Recipe, device: torch.device) -> Start:
     Raises:
         ValueError: If a part is missing, or the start has other positions than the recipe.
     """
-    frozen = frozen_dtype(recipe, device)
     dtype = transformer_dtype(recipe, device)
     folder = Path(recipe.start) if recipe.start else None
     preset = start_preset(folder)
@@ -136,18 +136,50 @@ def stage2_start(recipe: Stage2Recipe, device: torch.device) -> Start:
         raise ValueError(
             f"positions of the recipe must be those of its model, {positions}, got {recipe.positions}"
         )
-    text_folder = Path(recipe.text) if recipe.text else folder
-    tokenizer, text_encoder = _load_text(text_folder, frozen)
-    if recipe.text and text_encoder is None:
-        raise ValueError(f"the recipe's text must have the folder text_encoder, {recipe.text} has none")
+    tokenizer, text_encoder = start_text(recipe, device)
     return Start(
         transformer=transformer,
-        vae=_load_vae(recipe.vae, folder, None if preset is None else preset.stage2.latent_scale, frozen),
+        vae=start_vae(recipe, device),
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         scheduler=FlashVideoScheduler(),
         preset=preset or NANO,
     )
+
+
+def start_vae(recipe: Stage1Recipe | Stage2Recipe, device: torch.device) -> AutoencoderKLCogVideoX:
+    """Loads the VAE; its config's scaling factor is the stage's latent scale.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    folder = Path(recipe.start) if recipe.start else None
+    preset = start_preset(folder)
+    scale: float | None = None
+    if preset is not None and isinstance(recipe, Stage1Recipe):
+        scale = preset.stage1.latent_scale
+    elif preset is not None and folder is not None and not is_cogvideox(folder):
+        scale = preset.stage2.latent_scale  # of a CogVideoX there is a Stage I only
+    return _load_vae(recipe.vae, folder, scale, frozen_dtype(recipe, device))
+
+
+def start_text(
+    recipe: Stage1Recipe | Stage2Recipe, device: torch.device
+) -> tuple[PreTrainedTokenizerBase | None, T5EncoderModel | None]:
+    """Loads tokenizer and text encoder, if the start, or a Stage II recipe's `text`, has any.
+
+    Raises:
+        ValueError: If `text` has none.
+    """
+    frozen = frozen_dtype(recipe, device)
+    if isinstance(recipe, Stage1Recipe):
+        folder = Path(recipe.start) if recipe.start else None
+        return _load_text(folder, torch.float32 if trains_text(recipe) else frozen)
+    named = recipe.text or recipe.start
+    tokenizer, text_encoder = _load_text(Path(named) if named else None, frozen)
+    if recipe.text and text_encoder is None:
+        raise ValueError(f"the recipe's text must have the folder text_encoder, {recipe.text} has none")
+    return tokenizer, text_encoder
 
 
 def start_preset(folder: Path | None) -> Preset | None:
@@ -206,3 +238,17 @@ def compile_blocks(transformer: FlashVideoTransformer3DModel) -> None:
 def freeze(module: nn.Module, device: torch.device) -> None:
     """Puts a module that is not trained on its device, in place."""
     module.to(device).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def at_work(device: torch.device, *modules: nn.Module | None) -> Iterator[None]:
+    """Within the block modules that rest elsewhere are on the device."""
+    resting = [(m, next(m.parameters()).device) for m in modules if m is not None]
+    moved = [(module, place) for module, place in resting if place.type != device.type]
+    try:
+        for module, _ in moved:
+            module.to(device)
+        yield
+    finally:
+        for module, place in moved:
+            module.to(place)

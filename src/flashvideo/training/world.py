@@ -48,7 +48,8 @@ class PoolClips(Dataset):
         self.lengths = phase.lengths or (phase.frames,)
         self.seed = sample_seed(recipe.seed, phase_index)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str, int]:
+    def choose(self, index: tuple[int, int]) -> tuple[int, int, int]:
+        """Which clip a sample is of: the frames of its pool, its number there, and how many of its frames."""
         step, place = index
         cycle, slot = divmod(step, len(self.lengths))
         frames = self.lengths[slot]
@@ -58,13 +59,20 @@ class PoolClips(Dataset):
         source = (
             frames if frames in self.pools else max(self.pools, key=lambda length: len(self.pools[length]))
         )
-        pool = self.pools[source]
-        epoch, place = divmod(before * self.clips_per_step + place, len(pool))
-        clip = int(np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(pool))[place])
+        epoch, place = divmod(before * self.clips_per_step + place, len(self.pools[source]))
+        order = np.random.default_rng(sample_seed(self.seed, epoch)).permutation(len(self.pools[source]))
+        return source, int(order[place]), frames
+
+    def describe(self, index: tuple[int, int]) -> tuple[Scene, str]:
+        """Scene and caption of a sample."""
+        source, clip, _ = self.choose(index)
         scene = pool_scene(sample_seed(self.recipe.seed, source), clip, self.recipe.emphasis)
-        text = caption(scene, np.random.default_rng(sample_seed(self.seed, 5, *index)))
-        latents = pool[clip, : 1 + (frames - 1) // self.temporal]
-        return latents, text, len(latents)
+        return scene, caption(scene, np.random.default_rng(sample_seed(self.seed, 5, *index)))
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str, int]:
+        source, clip, frames = self.choose(index)
+        latents = self.pools[source][clip, : 1 + (frames - 1) // self.temporal]
+        return latents, self.describe(index)[1], len(latents)
 
 
 class CaptionedCrops(Dataset):

@@ -1,0 +1,221 @@
+"""What a recipe would do, without doing it: sizes, steps, learning rates, memory, and its first batch as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashvideo.shapes import latent_shape, vae_factors
+from flashvideo.training.config import Phase, Recipe
+from flashvideo.training.first_batch import draw_batch, first_batch
+from flashvideo.training.fitting import Fit, fit
+from flashvideo.training.model_configs import recipe_configs
+from flashvideo.training.optimizers import learning_rate
+from flashvideo.training.recipes import VAERecipe
+from flashvideo.training.samples import own_samples
+from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Recipe
+from flashvideo.training.step_memory import Estimate, Sizes, StepMemory, phase_shapes
+
+PICTURE = "first_batch.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseOutlook:
+    """What a phase would do.
+
+    Attributes:
+        number: from 1.
+        steps: optimiser steps.
+        clips_per_step: over all processes and accumulated batches.
+        shapes: (frames, height, width) of its clips.
+        tokens: of the longest sample, text among them; 0 where no transformer is trained.
+        samples: clips of an epoch; 0 where each step has new ones, None where the clips are not there to be counted.
+        steps_per_epoch: likewise.
+        rates: (step, learning rate) at the first step, the end of the warm-up, the middle and the last.
+        memory: of a process; None where it is not known.
+    """
+
+    number: int
+    steps: int
+    clips_per_step: int
+    shapes: tuple[tuple[int, int, int], ...]
+    tokens: int
+    samples: int | None
+    steps_per_epoch: int | None
+    rates: tuple[tuple[int, float], ...]
+    memory: StepMemory | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a recipe would do.
+
+    Attributes:
+        task: of the recipe.
+        sizes: of its networks; None where they are not known.
+        missing: folders that are not there, in whose place the released model's sizes stand.
+        processes: how many share the work.
+        phases: in order.
+        fits: how each phase fits the GPUs; None if that was not asked.
+        picture: the first batch.
+        notes: what could not be found out, in sentences.
+    """
+
+    task: str
+    sizes: Sizes | None
+    missing: tuple[str, ...]
+    processes: int
+    phases: tuple[PhaseOutlook, ...]
+    fits: tuple[Fit, ...] | None
+    picture: Path | None
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "task": self.task,
+            "parameters": None if self.sizes is None else asdict(self.sizes),
+            "missing": list(self.missing),
+            "processes": self.processes,
+            "phases": [
+                {**vars(p), "memory": None if p.memory is None else p.memory.as_dict()} for p in self.phases
+            ],
+            "fits": None if self.fits is None else [found.as_dict() for found in self.fits],
+            "picture": None if self.picture is None else str(self.picture),
+            "notes": list(self.notes),
+        }
+
+
+def dry_run(
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    gpus: int = 0,
+    vram_bytes: int = 0,
+    output: Path | None = None,
+) -> DryRun:
+    """Finds out what a recipe would do; no weights are loaded but a small VAE's, for round trips in the picture.
+
+    Args:
+        recipe: The recipe.
+        device: Where it would run.
+        gpus: How many GPUs to ask about; 0 asks about one process on `device`.
+        vram_bytes: Memory of each of them.
+        output: Folder for the picture; the recipe's output by default.
+    """
+    configs = recipe_configs(recipe) if isinstance(recipe, Stage1Recipe | Stage2Recipe | VAERecipe) else None
+    processes = max(1, gpus)
+    notes: list[str] = []
+    if configs is None:
+        notes.append(f"sizes and memory are not estimated for the task {recipe.task}")
+        outlooks = tuple(_outlook(recipe, i, None, processes, notes) for i in range(len(_phases(recipe))))
+        return DryRun(
+            task=recipe.task,
+            sizes=None,
+            missing=(),
+            processes=processes,
+            phases=outlooks,
+            fits=None,
+            picture=None,
+            notes=(
+                *notes,
+                "the first batch is not drawn: it is of candidates that were made and scored before",
+            ),
+        )
+    estimate = Estimate(configs, torch.device("cuda") if gpus else device)
+    outlooks = tuple(_outlook(recipe, i, estimate, processes, notes) for i in range(len(_phases(recipe))))
+    picture = _picture(recipe, estimate, outlooks, output or Path(recipe.output), notes)
+    fits = tuple(fit(recipe, estimate, gpus=gpus, vram_bytes=vram_bytes)) if gpus and vram_bytes else None
+    return DryRun(
+        task=recipe.task,
+        sizes=estimate.sizes(recipe),
+        missing=configs.missing,
+        processes=processes,
+        phases=outlooks,
+        fits=fits,
+        picture=picture,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _phases(recipe: Recipe) -> Sequence[Phase]:
+    phases: Sequence[Phase] = recipe.phases  # type: ignore[attr-defined]
+    return phases
+
+
+def _outlook(
+    recipe: Recipe, index: int, estimate: Estimate | None, processes: int, notes: list[str]
+) -> PhaseOutlook:
+    phase = _phases(recipe)[index]
+    clips_per_step = phase.batch * phase.accumulate * processes
+    samples, steps_per_epoch = _epoch(recipe, index, clips_per_step, estimate, notes)
+    moments = dict.fromkeys((0, min(phase.warmup, phase.steps - 1), phase.steps // 2, phase.steps - 1))
+    return PhaseOutlook(
+        number=index + 1,
+        steps=phase.steps,
+        clips_per_step=clips_per_step,
+        shapes=phase_shapes(recipe, phase) if estimate is not None else (),
+        tokens=_tokens(recipe, phase, estimate),
+        samples=samples,
+        steps_per_epoch=steps_per_epoch,
+        rates=tuple((step, learning_rate(phase, step)) for step in sorted(moments)),
+        memory=None if estimate is None else estimate.phase(recipe, phase, processes=processes),
+    )
+
+
+def _epoch(
+    recipe: Recipe, index: int, clips_per_step: int, estimate: Estimate | None, notes: list[str]
+) -> tuple[int | None, int | None]:
+    """Samples and steps of an epoch."""
+    if isinstance(recipe, Stage1Recipe) and recipe.data is None:
+        phase = recipe.phases[index]
+        lengths = [f for f in dict.fromkeys(phase.lengths or (phase.frames,)) if f in recipe.clips]
+        samples = sum(recipe.clips[frames] for frames in lengths) or max(recipe.clips.values())
+        return samples, -(-samples // clips_per_step)
+    if not isinstance(recipe, Stage1Recipe | Stage2Recipe) or estimate is None:
+        return 0, 0
+    if recipe.data is None:
+        return 0, 0
+    try:
+        clips = own_samples(recipe, index, clips_per_step, vae_factors(estimate.work.vae().config)[0])
+    except (ValueError, OSError) as error:
+        notes.append(f"the clips are not counted: {_first_line(error)}")
+        return None, None
+    return sum(len(group.items) for group in clips.sampler.groups), clips.sampler.batches_per_pass
+
+
+def _tokens(recipe: Recipe, phase: Phase, estimate: Estimate | None) -> int:
+    """Tokens of the longest sample."""
+    if estimate is None or not estimate.configs.transformer:
+        return 0
+    config, most = estimate.configs.transformer, 0
+    for frames, height, width in phase_shapes(recipe, phase):
+        shape = latent_shape(
+            frames, height, width, vae_config=estimate.configs.vae, patch_size=config["patch_size"]
+        )
+        num_frames = shape.num_frames
+        if isinstance(phase, Stage1Phase) and phase.keyframes:
+            num_frames = min(num_frames, phase.keyframes)
+        most = max(most, num_frames * shape.height * shape.width // config["patch_size"] ** 2)
+    return most + int(config["max_text_seq_length"])
+
+
+def _picture(
+    recipe: Recipe, estimate: Estimate, outlooks: Sequence[PhaseOutlook], output: Path, notes: list[str]
+) -> Path | None:
+    """Draws the first batch, or notes why not."""
+    try:
+        rows = first_batch(recipe, estimate, outlooks[0].clips_per_step)
+    except (ValueError, OSError) as error:
+        notes.append(f"the first batch is not drawn: {_first_line(error)}")
+        return None
+    output.mkdir(parents=True, exist_ok=True)
+    return draw_batch(rows, output / PICTURE)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
