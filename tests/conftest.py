@@ -81,6 +81,12 @@ TOY_PRESET = Preset(
 """Previews of 5 frames of 16x24, enlarged twice; 2 steps each."""
 
 
+@pytest.fixture(scope="session")
+def tiny_vae_config() -> dict[str, object]:
+    """Arguments of `tiny_vae`, for tests that make one of their own."""
+    return dict(TINY_VAE)
+
+
 @pytest.fixture
 def tiny_vae() -> AutoencoderKLCogVideoX:
     """4 times smaller in space and in time, 8 latent channels."""

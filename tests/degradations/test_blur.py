@@ -16,7 +16,7 @@ from flashvideo.degradations.blur import (
     random_blur,
     sinc_kernels,
 )
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.ranges import BlurRange, KernelMix
 
 KINDS = [field.name for field in dataclasses.fields(KernelMix)]
@@ -26,8 +26,8 @@ def _only(kind: str) -> KernelMix:
     return KernelMix(**{name: float(name == kind) for name in KINDS})
 
 
-def _draws(seed: int = 0) -> Draws:
-    return Draws(seed, torch.device("cpu"))
+def _draws(seed: int = 0) -> ClipDraws:
+    return ClipDraws(seed, torch.device("cpu"))
 
 
 def _tensors(*values: float) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from flashvideo.degradations.codecs import (
     random_jpeg,
     random_video,
 )
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.ranges import JpegRange, VideoCodecRange
 
 
@@ -29,8 +29,8 @@ def levels() -> torch.Tensor:
     return torch.stack([150 * picture[:, :, 3 * i : 3 * i + 94] + 10 * i for i in range(9)]).byte()
 
 
-def _draws(seed: int = 0) -> Draws:
-    return Draws(seed, torch.device("cpu"))
+def _draws(seed: int = 0) -> ClipDraws:
+    return ClipDraws(seed, torch.device("cpu"))
 
 
 def _error(first: torch.Tensor, second: torch.Tensor) -> float:

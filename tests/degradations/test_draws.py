@@ -1,13 +1,13 @@
-"""Draws of one clip: walks keep to their steps and bounds."""
+"""ClipDraws of one clip: walks keep to their steps and bounds."""
 
 import pytest
 import torch
 
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 
 
-def _draws(seed: int = 0) -> Draws:
-    return Draws(seed, torch.device("cpu"))
+def _draws(seed: int = 0) -> ClipDraws:
+    return ClipDraws(seed, torch.device("cpu"))
 
 
 def test_a_drift_moves_by_at_most_its_step_and_stays_within_its_bounds() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.noise import add_gaussian_noise, add_poisson_noise, random_noise
 from flashvideo.degradations.ranges import NoiseRange
 
@@ -57,7 +57,7 @@ def test_grey_poisson_noise_follows_the_brightness_of_the_pixel() -> None:
 def test_random_noise_stays_in_range_and_drifts_little_in_strength(gaussian: float) -> None:
     config = NoiseRange(gaussian=gaussian, poisson=1 - gaussian)
     frames = _grey_frames(*[0.9] * 6)
-    noisy = random_noise(frames, config, Draws(1, torch.device("cpu")))
+    noisy = random_noise(frames, config, ClipDraws(1, torch.device("cpu")))
     assert noisy.abs().max() <= 1
     deviations = (noisy - frames).std((1, 2, 3))
     assert deviations.min() > 0 and deviations.max() / deviations.min() < 1.2
@@ -66,4 +66,4 @@ def test_random_noise_stays_in_range_and_drifts_little_in_strength(gaussian: flo
 
 def test_noise_of_probability_0_does_nothing() -> None:
     frames = _grey_frames(0.1)
-    assert random_noise(frames, NoiseRange(probability=0), Draws(1, torch.device("cpu"))).equal(frames)
+    assert random_noise(frames, NoiseRange(probability=0), ClipDraws(1, torch.device("cpu"))).equal(frames)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.ranges import ResizeRange
 from flashvideo.degradations.resizing import (
     draw_mode,
@@ -20,8 +20,8 @@ def _frames(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def _draws(seed: int = 0) -> Draws:
-    return Draws(seed, torch.device("cpu"))
+def _draws(seed: int = 0) -> ClipDraws:
+    return ClipDraws(seed, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -13,25 +13,14 @@ from flashvideo.training.draws import Draws
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe, load_recipe
 from flashvideo.training.stage1 import Stage1Task
 from flashvideo.training.stage2 import Stage2Task
-from flashvideo.video import save_image, write_video
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(clip_folder) -> Path:
     """Six videos of 9 frames and two pictures, all 32x48."""
-    folder = tmp_path_factory.mktemp("clips")
-    generator = torch.Generator().manual_seed(0)
-    frames = torch.nn.functional.interpolate(
-        torch.rand(8 * 9, 3, 4, 6, generator=generator) * 2 - 1, size=(32, 48), mode="bilinear"
-    ).unflatten(0, (8, 9))
-    for i in range(6):
-        write_video(folder / f"clip{i}.mp4", frames[i], frame_rate=8)
-        (folder / f"clip{i}.txt").write_text("a red circle moves left")
-    for i in (6, 7):
-        save_image(folder / f"photo{i}.png", frames[i, 0])
-    return folder
+    return clip_folder(["a red circle moves left"] * 6)
 
 
 @pytest.fixture

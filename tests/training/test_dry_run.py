@@ -16,14 +16,6 @@ from flashvideo.training.recipes import load_recipe
 from flashvideo.video import write_video
 
 CPU = torch.device("cpu")
-VAE = {
-    "block_out_channels": (8, 8, 8),
-    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
-    "latent_channels": 8,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 TRANSFORMER = {
     "num_attention_heads": 1,
     "attention_head_dim": 16,
@@ -38,9 +30,9 @@ TRANSFORMER = {
 
 
 @pytest.fixture
-def path(tmp_path) -> Path:
+def path(tmp_path, tiny_vae_config) -> Path:
     """A recipe of Stage II on the procedural world."""
-    AutoencoderKLCogVideoX(**VAE).save_pretrained(tmp_path / "vae")
+    AutoencoderKLCogVideoX(**tiny_vae_config).save_pretrained(tmp_path / "vae")
     phase = {
         "steps": 100,
         "batch": 2,

@@ -26,17 +26,7 @@ from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, 
 from flashvideo.training.stage1 import Stage1Task
 from flashvideo.training.stage2 import Stage2Task
 from flashvideo.training.stopping import Interrupted
-from flashvideo.video import save_image, write_video
 
-TINY_VAE = {
-    "block_out_channels": (8, 8, 8),
-    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
-    "latent_channels": 8,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "temporal_compression_ratio": 4,
-}
 TINY_TRANSFORMER = {
     "num_attention_heads": 1,
     "attention_head_dim": 16,
@@ -54,28 +44,19 @@ HELD_OUT = 0.4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(clip_folder) -> Path:
     """Six videos of 9 frames, one of them broken, and two pictures, all 32x48."""
-    folder = tmp_path_factory.mktemp("clips")
-    generator = torch.Generator().manual_seed(0)
-    frames = torch.nn.functional.interpolate(
-        torch.rand(8 * 9, 3, 4, 6, generator=generator) * 2 - 1, size=(32, 48), mode="bilinear"
-    ).unflatten(0, (8, 9))
-    for i in range(6):
-        write_video(folder / f"clip{i}.mp4", frames[i], frame_rate=8)
-        (folder / f"clip{i}.txt").write_text(("a red circle", "moves left", "")[i % 3 if i < 5 else 0])
-    for i in (6, 7):
-        save_image(folder / f"photo{i}.png", frames[i, 0])
-    return folder
+    words = ("a red circle", "moves left", "")
+    return clip_folder([*words, *words[:2], words[0]])
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
+def start(tmp_path_factory, tiny_vae_config) -> Path:
     """Parts of both stages, as runs leave them."""
     folder = tmp_path_factory.mktemp("start")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoencoderKLCogVideoX(**TINY_VAE).save_pretrained(folder / "vae")
+        AutoencoderKLCogVideoX(**tiny_vae_config).save_pretrained(folder / "vae")
         T5EncoderModel(
             T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
         ).save_pretrained(folder / "text_encoder")

@@ -40,22 +40,16 @@ SIZE = (24, 40)
 
 
 PHASE2 = Stage2Phase(steps=2, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), times_per_clip=3)
-VAE = {
-    "block_out_channels": (8, 8, 8),
-    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
-    "latent_channels": 8,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage1Task, Stage2Task]:
+def built(
+    tmp_path_factory: pytest.TempPathFactory, tiny_vae_config: dict[str, Any]
+) -> tuple[Stage1Task, Stage2Task]:
     """Both tasks, which take a while to build; tests get copies."""
     folder = tmp_path_factory.mktemp("stages")
     torch.manual_seed(0)
-    AutoencoderKLCogVideoX(**VAE).save_pretrained(folder / "vae")
+    AutoencoderKLCogVideoX(**tiny_vae_config).save_pretrained(folder / "vae")
     common = {"output": str(folder / "run"), "vae": str(folder / "vae"), "bf16": False}
     stage1 = Stage1Recipe(
         task="stage1",

@@ -21,14 +21,6 @@ from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2P
 from flashvideo.training.step_memory import Estimate, optimizer_bytes
 from flashvideo.training.step_work import StepWork, Work
 
-VAE = {
-    "block_out_channels": (8, 8, 8),
-    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
-    "latent_channels": 8,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 TRANSFORMER = {
     "num_attention_heads": 2,
     "attention_head_dim": 16,
@@ -45,9 +37,9 @@ PHASE = Stage2Phase(steps=1, batch=2, frames=5, learning_rate=1e-3, crops=((64, 
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Stage2Recipe:
+def recipe(tmp_path_factory, tiny_vae_config) -> Stage2Recipe:
     folder = tmp_path_factory.mktemp("start")
-    AutoencoderKLCogVideoX(**VAE).save_pretrained(folder / "vae")
+    AutoencoderKLCogVideoX(**tiny_vae_config).save_pretrained(folder / "vae")
     FlashVideoTransformer3DModel(**TRANSFORMER).save_pretrained(folder / "stage2_transformer")
     return Stage2Recipe(
         task="stage2",

@@ -123,6 +123,17 @@ def prompt(text: str) -> str:
     return text
 
 
+def add_recipe(parser: argparse.ArgumentParser, which: str) -> None:
+    """Adds a recipe, and values of it to replace; `which` goes on after "a YAML file"."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help=f"a YAML file {which}")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="replaces a value of the recipe, e.g. phases.0.steps=10",
+    )
+
+
 def add_seed(parser: argparse._ActionsContainer) -> None:
     """Adds `--seed`."""
     parser.add_argument(

@@ -21,10 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Compute the latents and text embeddings of a recipe's clips once, for training to read instead "
         "of decoding and encoding at every step. Ctrl-C keeps what is finished, and the same command goes on.",
     )
-    parser.add_argument(
-        "recipe", type=Path, metavar="RECIPE", help="a YAML file with clips of its own, 'data'"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the recipe")
+    shared.add_recipe(parser, "with clips of its own, 'data'")
     parser.add_argument(
         "-o",
         "--output",

@@ -36,15 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="train a model by a recipe",
         description="Train a model by a recipe. Ctrl-C saves, and --resume continues.",
     )
-    parser.add_argument(
-        "recipe", type=Path, metavar="RECIPE", help="a YAML file such as recipes/nano_stage1_1.yaml"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="replaces a value of the recipe, e.g. phases.0.steps=10",
-    )
+    shared.add_recipe(parser, "such as recipes/nano_stage1_1.yaml")
     parser.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the recipe's output"
     )

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashvideo.degradations.draws import Bounds, Draws
+from flashvideo.degradations.draws import Bounds, ClipDraws
 from flashvideo.degradations.ranges import BlurRange, KernelMix
 
 # Kernels up to this size get `BlurRange.small_cutoff`.
@@ -91,7 +91,7 @@ def filter_frames(frames: Tensor, kernels: Tensor) -> Tensor:
     return filtered.reshape(frames.shape)
 
 
-def draw_kernels(config: BlurRange, num_frames: int, draws: Draws) -> Tensor:
+def draw_kernels(config: BlurRange, num_frames: int, draws: ClipDraws) -> Tensor:
     """Kernels of one kind and size, with parameters that drift over the clip.
 
     Args:
@@ -124,14 +124,14 @@ def draw_kernels(config: BlurRange, num_frames: int, draws: Draws) -> Tensor:
     return gaussian_kernels(size, sigma, angle, shape)
 
 
-def random_blur(frames: Tensor, config: BlurRange, draws: Draws) -> Tensor:
+def random_blur(frames: Tensor, config: BlurRange, draws: ClipDraws) -> Tensor:
     """Blur (F, 3, H, W) by drifting kernels, with the range's probability."""
     if not draws.happens(config.probability):
         return frames
     return filter_frames(frames, draw_kernels(config, len(frames), draws))
 
 
-def _draw_shape(bounds: Bounds, step: float, num_frames: int, draws: Draws) -> Tensor:
+def _draw_shape(bounds: Bounds, step: float, num_frames: int, draws: ClipDraws) -> Tensor:
     """Exponents whose first is as often below 1 as above: steep and flat tops alike."""
     low, high = bounds
     middle = min(max(1.0, low), high)

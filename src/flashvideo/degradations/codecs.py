@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.ranges import JpegRange, VideoCodecRange
 from flashvideo.video import to_uint8
 
@@ -84,12 +84,12 @@ def compress_video(levels: Tensor, codec: str, bits_per_frame: float, *, preset:
     return _from_pictures(decoded[:, :height, :width], levels.device)
 
 
-def draw_bits_per_frame(config: VideoCodecRange, clean_size: tuple[int, int], draws: Draws) -> float:
+def draw_bits_per_frame(config: VideoCodecRange, clean_size: tuple[int, int], draws: ClipDraws) -> float:
     """A rate for a clip whose clean size is (height, width): the published one times its area over 256x256."""
     return draws.uniform(config.bits_per_frame) * clean_size[0] * clean_size[1] / _PUBLISHED_AREA
 
 
-def random_jpeg(frames: Tensor, config: JpegRange, draws: Draws) -> Tensor:
+def random_jpeg(frames: Tensor, config: JpegRange, draws: ClipDraws) -> Tensor:
     """JPEG of drifting quality over (F, 3, H, W), with the range's probability."""
     if not draws.happens(config.probability):
         return frames
@@ -98,7 +98,7 @@ def random_jpeg(frames: Tensor, config: JpegRange, draws: Draws) -> Tensor:
 
 
 def random_video(
-    frames: Tensor, config: VideoCodecRange, clean_size: tuple[int, int], draws: Draws
+    frames: Tensor, config: VideoCodecRange, clean_size: tuple[int, int], draws: ClipDraws
 ) -> Tensor:
     """Video compression of (F, 3, H, W), with the range's probability, at a rate for the clean clip's size."""
     if not draws.happens(config.probability):

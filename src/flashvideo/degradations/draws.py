@@ -12,7 +12,7 @@ import torch
 Bounds = tuple[float, float]
 
 
-class Draws:
+class ClipDraws:
     """All randomness of one clip, from one seed.
 
     Numbers always come from the CPU, so a clip is degraded with the same parameters on every device; only the fields

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.ranges import NoiseRange
 
 # Parts of red, green and blue in brightness (ITU-R BT.601).
@@ -57,7 +57,7 @@ def add_poisson_noise(
     return torch.addcmul(frames, torch.poisson(rate, generator=generator) - rate, factor)
 
 
-def random_noise(frames: Tensor, config: NoiseRange, draws: Draws) -> Tensor:
+def random_noise(frames: Tensor, config: NoiseRange, draws: ClipDraws) -> Tensor:
     """Add noise whose strength drifts over (F, 3, H, W), with the range's probability; within [-1, 1]."""
     if not draws.happens(config.probability):
         return frames

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flashvideo.degradations.blur import random_blur
 from flashvideo.degradations.codecs import random_jpeg, random_video
-from flashvideo.degradations.draws import Bounds, Draws
+from flashvideo.degradations.draws import Bounds, ClipDraws
 from flashvideo.degradations.noise import random_noise
 from flashvideo.degradations.ranges import (
     FinalSincRange,
@@ -129,7 +129,7 @@ def degrade_pixels(
     height, width = pixels.shape[-2:]
     seeds = torch.randint(2**62, (len(pixels),), generator=generator, device=generator.device).tolist()
     small = [
-        _to_low_resolution(clip.float(), config, Draws(seed, pixels.device), strong)
+        _to_low_resolution(clip.float(), config, ClipDraws(seed, pixels.device), strong)
         for clip, seed in zip(pixels, seeds, strict=True)
     ]
     result = torch.empty_like(pixels)
@@ -142,7 +142,9 @@ def degrade_pixels(
     return result
 
 
-def _to_low_resolution(frames: Tensor, config: PixelDegradation, draws: Draws, strong: bool | None) -> Tensor:
+def _to_low_resolution(
+    frames: Tensor, config: PixelDegradation, draws: ClipDraws, strong: bool | None
+) -> Tensor:
     """Degraded frames (F, 3, h, w)."""
     drawn = draws.happens(config.strong)
     is_strong = drawn if strong is None else strong
@@ -155,7 +157,7 @@ def _to_low_resolution(frames: Tensor, config: PixelDegradation, draws: Draws, s
 
 
 def _degrade_strongly(
-    frames: Tensor, config: PixelDegradation, draws: Draws, low_size: tuple[int, int]
+    frames: Tensor, config: PixelDegradation, draws: ClipDraws, low_size: tuple[int, int]
 ) -> Tensor:
     """Both orders, then compression and low resolution in either order: (F, 3, h, w)."""
     clean_size = (frames.shape[-2], frames.shape[-1])

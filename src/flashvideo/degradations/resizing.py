@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashvideo.degradations.draws import Draws
+from flashvideo.degradations.draws import ClipDraws
 from flashvideo.degradations.ranges import ResizeRange
 
 MODES = ("bilinear", "area", "bicubic")
@@ -42,7 +42,7 @@ def scaled_size(height: int, width: int, factor: float) -> tuple[int, int]:
     return scaled_height, scaled_width
 
 
-def draw_mode(config: ResizeRange, draws: Draws) -> str:
+def draw_mode(config: ResizeRange, draws: ClipDraws) -> str:
     """One of `MODES`, by the range's shares."""
     return MODES[draws.choose((config.bilinear, config.area, config.bicubic))]
 
@@ -70,7 +70,7 @@ def resize_each(frames: Tensor, factors: Sequence[float], mode: str) -> Tensor:
     return resized
 
 
-def random_resize(frames: Tensor, config: ResizeRange, draws: Draws) -> Tensor:
+def random_resize(frames: Tensor, config: ResizeRange, draws: ClipDraws) -> Tensor:
     """Resize (F, 3, H, W) up, down or not at all, by factors that drift; "not at all" does not drift."""
     direction = draws.choose((config.up, config.down, config.keep))
     mode = draw_mode(config, draws)

@@ -147,6 +147,15 @@ def compare(result: Tensor, truth: Tensor, edges: Tensor | None = None) -> Recor
     return figures
 
 
+def _compare_each(outputs: Mapping[str, Tensor], truth: Tensor, edges: Tensor | None = None) -> Record:
+    """Figures of several results, each behind its name."""
+    return {
+        f"{name}_{key}": value
+        for name, output in outputs.items()
+        for key, value in compare(output, truth, edges).items()
+    }
+
+
 def _pair(pipeline: FlashVideoPipeline, index: int) -> tuple[Scene, Tensor, Tensor, Tensor]:
     """A held-out scene, its exact small and full-size renderings, and where its object's edges are."""
     small_size, size = _sizes(pipeline)
@@ -166,11 +175,7 @@ def pairs(pipeline: FlashVideoPipeline, index: int) -> Record:
     )
     outputs = {"stage2": result.frames[0].float()}
     outputs |= {m: upscale_clip(low, truth.shape[-2], truth.shape[-1], m) for m in ("bicubic", "lanczos")}
-    record = {
-        f"{name}_{key}": value
-        for name, output in outputs.items()
-        for key, value in compare(output, truth, edges).items()
-    }
+    record = _compare_each(outputs, truth, edges)
     record["stage2_fidelity"] = downsampled_psnr(outputs["stage2"], low).mean().item()
     record["truth_high_frequency"] = high_frequency_fraction(truth[::8]).mean().item()
     return record
@@ -199,14 +204,14 @@ def consistency(pipeline: FlashVideoPipeline, index: int) -> Record:
 
 
 def _clip(
-    index: int, size: tuple[int, int], *, frames: int, speed: float = 1.0
+    pipeline: FlashVideoPipeline, index: int, *, frames: int, speed: float = 1.0
 ) -> tuple[str, Tensor, Tensor]:
-    """A held-out clip that starts at the beginning of its course: prompt, a quarter of the size, and full size."""
+    """A held-out clip from the beginning of its course: prompt, and exact small and full-size renderings."""
     scene = sample_scene(FIRST_SEED + index, held_out=True)
     times = [speed * i / (NUM_FRAMES - 1) for i in range(frames)]
     low, truth = (
-        torch.from_numpy(render(scene, height=size[0] // part, width=size[1] // part, times=times))
-        for part in (4, 1)
+        torch.from_numpy(render(scene, height=height, width=width, times=times))
+        for height, width in _sizes(pipeline)
     )
     return full_caption(scene), low, truth
 
@@ -221,18 +226,15 @@ def _enlarge(pipeline: FlashVideoPipeline, low: Tensor, prompt: str, truth: Tens
         "stage2": result.frames[0].float(),
         "bicubic": upscale_clip(low, height, width, "bicubic"),
     }
-    record = {
-        f"{name}_{key}": value
-        for name, output in outputs.items()
-        for key, value in compare(output, truth).items()
+    return _compare_each(outputs, truth) | {
+        "stage2_fidelity": downsampled_psnr(outputs["stage2"], low).mean().item()
     }
-    return record | {"stage2_fidelity": downsampled_psnr(outputs["stage2"], low).mean().item()}
 
 
 def degraded(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Stage II on what blur, noise and compression leave of a clip, half as strong as published; every third leaves."""
     size = _sizes(pipeline)[1]
-    prompt, _, truth = _clip(index, size, frames=9)
+    prompt, _, truth = _clip(pipeline, index, frames=9)
     if index % 3 == 2:
         prompt = ""
         truth = torch.from_numpy(
@@ -253,7 +255,7 @@ def speeds(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Stage II on exact pairs whose motion is 1, 2 and 4 times as fast."""
     record: Record = {}
     for speed in SPEEDS:
-        prompt, low, truth = _clip(index, _sizes(pipeline)[1], frames=NUM_FRAMES, speed=speed)
+        prompt, low, truth = _clip(pipeline, index, frames=NUM_FRAMES, speed=speed)
         figures = _enlarge(pipeline, low, prompt, truth, index)
         record |= {f"speed{speed}_{name}": value for name, value in figures.items()}
     return record
@@ -263,7 +265,7 @@ def lengths(pipeline: FlashVideoPipeline, index: int) -> Record:
     """Stage II on exact pairs of 1 to 49 frames."""
     record: Record = {}
     for frames in LENGTHS:
-        prompt, low, truth = _clip(index, _sizes(pipeline)[1], frames=frames)
+        prompt, low, truth = _clip(pipeline, index, frames=frames)
         figures = _enlarge(pipeline, low, prompt, truth, index)
         record |= {f"frames{frames}_{name}": value for name, value in figures.items()}
     return record

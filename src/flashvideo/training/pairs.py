@@ -172,15 +172,23 @@ class Pair:
 
     Attributes:
         path: The file.
+        prompt: What its candidates were asked for.
         better: Number of the better one.
         worse: Number of the worse one.
         margin: By how much its score is higher.
     """
 
     path: Path
+    prompt: str
     better: int
     worse: int
     margin: float
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The better one's latents, the worse one's, and what both were made from, zeros at Stage I; (f, C, h, w)."""
+        candidates = read_candidates(self.path)
+        better, worse = candidates.latents[self.better], candidates.latents[self.worse]
+        return better, worse, torch.zeros_like(better) if candidates.low is None else candidates.low
 
 
 def find_pairs(files: Sequence[Path], *, least_margin: float = 0.0) -> list[Pair]:
@@ -191,12 +199,13 @@ def find_pairs(files: Sequence[Path], *, least_margin: float = 0.0) -> list[Pair
     """
     pairs = []
     for path in files:
-        scores = read_candidates(path).scores
+        candidates = read_candidates(path)
+        scores = candidates.scores
         better = max(range(len(scores)), key=scores.__getitem__)
         worse = min(range(len(scores)), key=scores.__getitem__)
         margin = scores[better] - scores[worse]
         if margin > least_margin:
-            pairs.append(Pair(path=path, better=better, worse=worse, margin=margin))
+            pairs.append(Pair(path=path, prompt=candidates.prompt, better=better, worse=worse, margin=margin))
     if not pairs:
         raise ValueError(
             f"pairs need candidates whose scores differ by more than {least_margin}, got none in {len(files)} files; "
@@ -225,7 +234,4 @@ class PairClips(Dataset):
         epoch, number = divmod(step * self.pairs_per_step + place, len(self.pairs))
         order = torch.randperm(len(self.pairs), generator=_generator(sample_seed(self.seed, epoch)))
         pair = self.pairs[int(order[number])]
-        candidates = read_candidates(pair.path)
-        better, worse = candidates.latents[pair.better], candidates.latents[pair.worse]
-        low = torch.zeros_like(better) if candidates.low is None else candidates.low
-        return better, worse, low, candidates.prompt
+        return *pair.read(), pair.prompt

@@ -32,7 +32,7 @@ from flashvideo.schedule import add_noise, alphas_cumprod_sqrt_table, velocity_t
 from flashvideo.text import encode_prompts
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
-from flashvideo.training.pairs import Pair, PairClips, find_pairs, read_candidates
+from flashvideo.training.pairs import Pair, PairClips, find_pairs
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
 from flashvideo.training.stage1 import nearest_visited, noisy_timesteps
 from flashvideo.training.task import fallen
@@ -140,7 +140,7 @@ class PreferenceTask:
                 f"training needs more pairs than the {held_out} held out, got {len(pairs)} in all"
             )
         self.held_out, self.pairs = pairs[:held_out], pairs[held_out:]
-        self.text = self._embed(pipeline, {read_candidates(pair.path).prompt for pair in pairs})
+        self.text = self._embed(pipeline, {pair.prompt for pair in pairs})
 
     @torch.no_grad()
     def _embed(self, pipeline: FlashVideoPipeline, prompts: set[str]) -> dict[str, Tensor]:
@@ -213,12 +213,8 @@ class PreferenceTask:
         return figures | ({"told_apart": sum(told_apart) / len(told_apart)} if told_apart else {})
 
     def _repeated(self, pair: Pair, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        candidates = read_candidates(pair.path)
-        better, worse = candidates.latents[pair.better], candidates.latents[pair.worse]
-        low = torch.zeros_like(better) if candidates.low is None else candidates.low
         return tuple(  # type: ignore[return-value]
-            x.to(self.device).expand(count, *x.shape)
-            for x in (better, worse, low, self.text[candidates.prompt])
+            x.to(self.device).expand(count, *x.shape) for x in (*pair.read(), self.text[pair.prompt])
         )
 
     def score(self, values: Mapping[str, float]) -> float:
