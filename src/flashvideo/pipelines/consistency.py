@@ -2,7 +2,8 @@
 
 The network may shift what the input already shows, and the detail that it adds differs a little from frame to frame,
 which is seen as flicker. Neither needs another network to mend: the first is a band of frequencies in which the input
-is right, the second an average over frames in which the input stands still. Ours; not in the paper.
+is right, the second an average over frames in which the input stands still. An input's noise is not to be kept: it goes
+the same way, by an average over frames in which the result stands still. Ours; not in the paper.
 
 Shapes: B clips, N frames, H, W of the result, h, w of the input at its own level of detail; pixels in [-1, 1].
 """
@@ -16,6 +17,12 @@ from flashvideo.video import resize_video
 STILLNESS = 0.04
 """Standard deviation of the stillness weights: a difference of 5 levels of 255, about a quiet camera's noise."""
 
+NOISE_WIDTH = 1.5
+"""Standard deviation of the weights that noise is averaged by, in those of the noise; at most `STILLNESS`."""
+
+MIN_WIDTH = 1e-3
+"""The least that it is, an eighth of a level of 255: clips without noise stay as they are."""
+
 MAX_GAIN = 2.0
 """Most by which averaged detail is amplified: the average of mere noise stays well below the noise."""
 
@@ -26,6 +33,8 @@ TINY_ENERGY = 1e-6
 @torch.no_grad()
 def keep_consistent(result: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """Gives a result its input's coarse picture by `back_project`, then its stillness by `steady_detail`.
+
+    Of the input's noise it keeps what `average_noise` leaves, which is all of it in a single frame.
 
     The coarse picture is the input, if it has at most half of the result's height and width. Of a larger one it is as
     much as half of them shows: the finest octave is always the model's, which would otherwise give its input back.
@@ -41,8 +50,39 @@ def keep_consistent(result: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """
     sides = zip(given.shape[-2:], result.shape[-2:], strict=True)
     size = [max(1, min(before, after // 2)) for before, after in sides]
+    result = result.float()
     coarse = resize_video(given.to(result.device, torch.float32), *size)
-    return steady_detail(back_project(result.float(), coarse), coarse).clamp_(-1, 1)
+    coarse = average_noise(coarse, resize_video(result, *size))
+    return steady_detail(back_project(result, coarse), coarse).clamp_(-1, 1)
+
+
+def average_noise(coarse: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Averages each pixel of a noisy input over the frames in which the result looks the same there.
+
+    The network has taken most of the noise out, and shows better than the input what stands still. How strong the noise
+    is, is measured there: the median squared difference between neighbouring frames of the input, half of which is its
+    variance, over pixels that differ by less than `STILLNESS` in the result. Weights are `exp(-e / (2 h^2))` with e as
+    in `steady_detail`, but of the result, and h from the noise: a mean over similar places (Buades et al., "A non-local
+    algorithm for image denoising", 2005) of which only those in time are taken. Without noise h is so small that
+    nothing is averaged but what is equal.
+
+    Args:
+        coarse: The input, (B, N, 3, h, w), float32.
+        seen: The result at that size, likewise.
+
+    Returns:
+        (B, N, 3, h, w); of one frame the input itself.
+    """
+    if coarse.shape[1] == 1:
+        return coarse
+    still = _around((seen[:, 1:] - seen[:, :-1]).square().mean(dim=2), 3) < STILLNESS**2
+    change = (coarse[:, 1:] - coarse[:, :-1]).square().mean(dim=2).where(still, torch.nan)
+    variance = change.flatten(1).nanmedian(dim=1).values.nan_to_num(0.0) / 2  # (B,)
+    width = (NOISE_WIDTH * variance.sqrt()).clamp(MIN_WIDTH, STILLNESS)[:, None, None, None]
+    mean = torch.empty_like(coarse)
+    for t in range(coarse.shape[1]):
+        mean[:, t] = (_alike(seen, t, width)[:, :, None] * coarse).sum(dim=1)
+    return mean
 
 
 def back_project(result: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
@@ -85,9 +125,7 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
     energy = _energy(detail, coarse)
     steady = torch.empty_like(detail)
     for t in range(detail.shape[1]):
-        difference = (coarse - coarse[:, t : t + 1]).square().mean(dim=2)  # (B, N, h, w)
-        weights = torch.exp(-_around(difference, 3) / (2 * stillness**2))
-        weights /= weights.sum(dim=1, keepdim=True)
+        weights = _alike(coarse, t, stillness)
         fine = torch.nn.functional.interpolate(weights, size=result.shape[-2:], mode="bilinear")
         # Frame by frame, because all weighted frames at once are as large as the clip.
         mean = torch.zeros_like(detail[:, t])
@@ -98,6 +136,13 @@ def steady_detail(result: torch.Tensor, coarse: torch.Tensor, stillness: float =
         gain = (wanted / (left + TINY_ENERGY)).sqrt().clamp(1, MAX_GAIN)
         steady[:, t] = mean * torch.nn.functional.interpolate(gain, size=result.shape[-2:], mode="bilinear")
     return enlarged.add_(steady)
+
+
+def _alike(clip: torch.Tensor, t: int, width: torch.Tensor | float) -> torch.Tensor:
+    """How much each frame of (B, N, 3, h, w) looks like frame t at each pixel: (B, N, h, w), sums to 1 over frames."""
+    difference = (clip - clip[:, t : t + 1]).square().mean(dim=2)
+    weights = torch.exp(-_around(difference, 3) / (2 * width**2))
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _energy(detail: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
