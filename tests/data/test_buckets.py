@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from flashvideo.data.bucket_sampler import BucketBatchSampler, Group
-from flashvideo.data.buckets import Bucket, choose_bucket, fit_frames, place
-from flashvideo.data.clip_files import ClipError
+from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
+from flashvideo.data.clips.files import ClipError
 
 
 def bucket(num_frames, height, width):

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, default_collate
 from transformers import T5EncoderModel
 
 from flashvideo.data.captions import full_caption
-from flashvideo.data.clip_samples import format_skipped
+from flashvideo.data.clips.samples import format_skipped
 from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
