@@ -156,6 +156,18 @@ def test_clips_of_twice_the_weight_come_twice_as_often():
     assert counts[20:].sum() == 60 and counts[20:].min() >= 4
 
 
+def test_the_draws_of_a_seed_are_these():
+    # A run that is resumed with a later version goes on with the samples that it would have seen.
+    groups = [Group(items=np.arange(4), weights=np.array([1, 2, 1, 1.5]), is_image=False), group(4, 2)]
+    assert list(sampler(groups, batch_size=6, stop=5)) == [
+        [1, 0, 3, 2, 7, 9],
+        [18, 19, 25, 21, 27, 20],
+        [39, 43, 38, 36, 45, 37],
+        [4, 5, 22, 23, 40, 41],
+        [59, 58, 76, 77, 95, 94],
+    ]
+
+
 def test_fewer_clips_than_a_batch_still_fill_it_with_samples_that_differ():
     tiny = [group(0, 3), group(3, 1)]
     batches = sampler(tiny, batch_size=8, world_size=2)
