@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flashvideo.data.clip_config import ClipsConfig
-from flashvideo.data.clip_sources import ClipSource
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.config import ClipsConfig
+from flashvideo.data.clips.sources import ClipSource
 
 
 def _level(k: int) -> int:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from flashvideo.data.bucket_sampler import BucketBatchSampler, Group
-from flashvideo.data.buckets import Bucket, choose_bucket, fit_frames, place
-from flashvideo.data.clip_files import ClipError
+from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
+from flashvideo.data.clips.files import ClipError
 
 
 def bucket(num_frames, height, width):
@@ -154,6 +154,18 @@ def test_clips_of_twice_the_weight_come_twice_as_often():
     assert counts[:10].tolist() == [4] * 10
     assert counts[10:20].tolist() == [8] * 10
     assert counts[20:].sum() == 60 and counts[20:].min() >= 4
+
+
+def test_the_draws_of_a_seed_are_these():
+    # A run that is resumed with a later version goes on with the samples that it would have seen.
+    groups = [Group(items=np.arange(4), weights=np.array([1, 2, 1, 1.5]), is_image=False), group(4, 2)]
+    assert list(sampler(groups, batch_size=6, stop=5)) == [
+        [1, 0, 3, 2, 7, 9],
+        [18, 19, 25, 21, 27, 20],
+        [39, 43, 38, 36, 45, 37],
+        [4, 5, 22, 23, 40, 41],
+        [59, 58, 76, 77, 95, 94],
+    ]
 
 
 def test_fewer_clips_than_a_batch_still_fill_it_with_samples_that_differ():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from flashvideo.data.clip_config import ClipsConfig
-from flashvideo.data.clip_samples import collate_clips, format_skipped
-from flashvideo.data.clip_sources import ClipSource
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.config import ClipsConfig
+from flashvideo.data.clips.samples import collate_clips, format_skipped
+from flashvideo.data.clips.sources import ClipSource
 
 
 @pytest.fixture(scope="module")
@@ -230,10 +230,10 @@ def test_headers_are_read_once_and_again_for_a_file_that_changed(
     path, _ = broken_later
     cache = path / "headers.json"
     first = make_dataset(path, cache=cache)
-    from flashvideo.data import clip_headers
+    from flashvideo.data.clips import headers
 
-    read, inner = [], clip_headers.read_video_header
-    monkeypatch.setattr(clip_headers, "read_video_header", lambda file: read.append(file.url) or inner(file))
+    read, inner = [], headers.read_video_header
+    monkeypatch.setattr(headers, "read_video_header", lambda file: read.append(file.url) or inner(file))
     assert make_dataset(path, cache=cache).fingerprint() == first.fingerprint()
     assert read == []
     write_counted(path / "2.mp4", num_frames=12)
@@ -243,9 +243,9 @@ def test_headers_are_read_once_and_again_for_a_file_that_changed(
 
 def test_a_reading_that_is_interrupted_keeps_what_was_read(broken_later, make_dataset, monkeypatch):
     path, _ = broken_later
-    from flashvideo.data import clip_headers
+    from flashvideo.data.clips import headers
 
-    read, inner = [], clip_headers.read_video_header
+    read, inner = [], headers.read_video_header
 
     def interrupted(file):
         if file.url.endswith("3.mp4"):
@@ -254,11 +254,11 @@ def test_a_reading_that_is_interrupted_keeps_what_was_read(broken_later, make_da
         return inner(file)
 
     with monkeypatch.context() as patched:
-        patched.setattr(clip_headers, "read_video_header", interrupted)
+        patched.setattr(headers, "read_video_header", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_dataset(path, cache=path / "headers.json")
     done, read[:] = set(read), []
-    monkeypatch.setattr(clip_headers, "read_video_header", lambda file: read.append(file.url) or inner(file))
+    monkeypatch.setattr(headers, "read_video_header", lambda file: read.append(file.url) or inner(file))
     make_dataset(path, cache=path / "headers.json")
     assert done and not done & set(read)
 

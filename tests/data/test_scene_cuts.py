@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from flashvideo.data.scene_cuts import find_cuts
+from flashvideo.data.clips.scene_cuts import find_cuts
 
 
 @functools.cache

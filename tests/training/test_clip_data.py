@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from flashvideo.data.clip_sources import ClipSource
+from flashvideo.data.clips.sources import ClipSource
 from flashvideo.training.clip_data import ClipData, StepClips, held_out_clips, is_held_out, phase_clips
 from flashvideo.training.draws import Draws
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe, load_recipe

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from transformers import T5Config, T5EncoderModel
 
 from flashvideo.cli import main
-from flashvideo.data.clip_sources import ClipSource
+from flashvideo.data.clips.sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.text import build_word_tokenizer
 from flashvideo.training import precompute as making

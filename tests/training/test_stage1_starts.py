@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flashvideo.data.clip_sources import ClipSource
+from flashvideo.data.clips.sources import ClipSource
 from flashvideo.schedule import FlashVideoScheduler, alphas_cumprod_sqrt_table, clean_from_velocity
 from flashvideo.training.clip_data import ClipData
 from flashvideo.training.config import LoRA

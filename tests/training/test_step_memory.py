@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
-from flashvideo.data.clip_sources import ClipSource
+from flashvideo.data.clips.sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.footprint import AllocationTracker
 from flashvideo.training.clip_data import ClipData

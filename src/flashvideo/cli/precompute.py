@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> Result:
     Raises:
         ValueError: In one sentence, what is wrong with recipe or folder.
     """
-    from flashvideo.data.clip_samples import format_skipped
+    from flashvideo.data.clips.samples import format_skipped
     from flashvideo.pipelines.loading import choose_device
     from flashvideo.training.precompute import Extent, precompute
     from flashvideo.training.recipes import Stage1Recipe, Stage2Recipe, load_recipe

@@ -17,10 +17,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flashvideo.data.bucket_sampler import BucketBatchSampler
-from flashvideo.data.clip_config import ClipsConfig
-from flashvideo.data.clip_sources import ClipSource
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.bucket_sampler import BucketBatchSampler
+from flashvideo.data.clips.config import ClipsConfig
+from flashvideo.data.clips.sources import ClipSource
 from flashvideo.presets import FLASHVIDEO
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from flashvideo.data.clip_files import ClipError
-from flashvideo.data.clip_samples import ClipSample
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.files import ClipError
+from flashvideo.data.clips.samples import ClipSample
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored

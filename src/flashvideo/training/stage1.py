@@ -1,8 +1,11 @@
 """Stage I training: v-prediction with zero-terminal SNR, of a new model, an own one or CogVideoX (paper section 3.1).
 
 The loss is the plain mean squared error of v. CogVideoX's public training code weighs that of the clean latents by
-1 / (1 - alpha_bar), which is the same, since x0 = a x - sqrt(1 - a^2) v. "No text" is zeros: what sampling is guided
-against here, and what CogVideoX's own training dropped text to (diffusers' pipeline, which encodes "", does otherwise).
+1 / (1 - alpha_bar), which is the same, since x0 = a x - sqrt(1 - a^2) v.
+
+"No text" is zeros, which sampling is guided against here. So it is in CogVideoX's own code (`sat`): it multiplies the
+embedding of one sample in ten by zero (`ucg_rate: 0.1` of the public configs) and guides against zeros. diffusers does
+otherwise: its CogVideoX pipeline guides against the encoding of "", and its example of a LoRA training drops no text.
 
 Shapes: pixels (B, F, 3, H, W), latents (B, f, C, h, w), text (B, L, D). Equations: `flashvideo.schedule`.
 """
@@ -21,7 +24,7 @@ from torch.utils.data import Dataset, default_collate
 from transformers import T5EncoderModel
 
 from flashvideo.data.captions import full_caption
-from flashvideo.data.clip_samples import format_skipped
+from flashvideo.data.clips.samples import format_skipped
 from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training

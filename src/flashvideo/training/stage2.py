@@ -18,7 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flashvideo.data.clip_samples import format_skipped
+from flashvideo.data.clips.samples import format_skipped
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import (
     euler,

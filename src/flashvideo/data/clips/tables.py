@@ -13,7 +13,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from flashvideo.data.clip_entries import (
+from flashvideo.data.clips.entries import (
     CAPTION_KEYS,
     IMAGE_SUFFIXES,
     ClipEntry,
@@ -21,7 +21,7 @@ from flashvideo.data.clip_entries import (
     caption_of,
     suffix_of,
 )
-from flashvideo.data.clip_files import ClipFile, file_system, full_url
+from flashvideo.data.clips.files import ClipFile, file_system, full_url
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 PATH_KEYS = ("path", "file_name")

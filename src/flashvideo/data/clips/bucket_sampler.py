@@ -9,6 +9,7 @@ A sample is named by one number, ``turn * num_items + item``: the turn differs e
 with it what is random about the sample.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Group:
 
     def round_length(self) -> int:
         """How many samples a round has."""
-        return sum(total for _, total in self._totals())
+        return sum(total for _, total in self._totals)
 
     def deal(self, rng: np.random.Generator, num_items: int, most: int, number: int) -> np.ndarray:
         """The sample numbers of one round, in a drawn order, ``(round_length(),)``.
@@ -48,15 +49,16 @@ class Group:
             number: Of the round.
         """
         parts = []
-        for weight, total in self._totals():
+        for weight, total in self._totals:
             same = self.items[self.weights == weight]
             copies = np.resize(rng.permutation(same), total)
             turns = number * most + np.arange(total) // len(same)
             parts.append(turns * num_items + copies)
         return rng.permutation(np.concatenate(parts))
 
+    @functools.cached_property
     def _totals(self) -> list[tuple[float, int]]:
-        """Each weight with how many samples items of this weight give in a round."""
+        """Each weight with how many samples items of this weight give in a round; counted once, not for every round."""
         weights, counts = np.unique(self.weights, return_counts=True)
         return [(w, max(1, round(w * n))) for w, n in zip(weights.tolist(), counts.tolist(), strict=True)]
 

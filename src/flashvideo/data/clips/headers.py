@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from flashvideo.data.clip_cache import FileCache
-from flashvideo.data.clip_decoding import ClipHeader, read_image_header, read_video_header
-from flashvideo.data.clip_entries import ClipEntry
-from flashvideo.data.clip_files import ClipError, file_stamp, file_system
+from flashvideo.data.clips.cache import FileCache
+from flashvideo.data.clips.decoding import ClipHeader, read_image_header, read_video_header
+from flashvideo.data.clips.entries import ClipEntry
+from flashvideo.data.clips.files import ClipError, file_stamp, file_system
 
 logger = logging.getLogger(__name__)
 

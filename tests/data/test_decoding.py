@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from flashvideo.data.clip_decoding import (
+from flashvideo.data.clips.decoding import (
     ClipHeader,
     decode_window,
     read_image,
     read_image_header,
     read_video_header,
 )
-from flashvideo.data.clip_entries import ClipEntry
-from flashvideo.data.clip_files import ClipError, ClipFile
-from flashvideo.data.clip_windows import find_part, num_frames_at, usable_span
+from flashvideo.data.clips.entries import ClipEntry
+from flashvideo.data.clips.files import ClipError, ClipFile
+from flashvideo.data.clips.windows import find_part, num_frames_at, usable_span
 from flashvideo.video import read_video
 from flashvideo.video.colour import frames_from_levels, levels_from_image
 
@@ -142,11 +142,11 @@ def test_a_frame_near_the_end_does_not_need_the_beginning(tmp_path, write_counte
     path = write_counted(tmp_path / "clip.mp4", num_frames=40, gop=4)
     header = read_video_header(clip_file(path))
     decoded = []
-    from flashvideo.data import clip_decoding
+    from flashvideo.data.clips import decoding
 
-    inner = clip_decoding._decode
+    inner = decoding._decode
     counting = lambda *args: (decoded.append(image) or image for image in inner(*args))  # noqa: E731
-    monkeypatch.setattr(clip_decoding, "_decode", counting)
+    monkeypatch.setattr(decoding, "_decode", counting)
     frames_at(path, [37 / 24], header)
     assert 1 <= len(decoded) <= 8
 

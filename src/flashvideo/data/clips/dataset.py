@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from flashvideo.data.bucket_sampler import BucketBatchSampler, Group
-from flashvideo.data.buckets import Bucket, choose_bucket, fit_frames, place
-from flashvideo.data.clip_cache import FileCache
-from flashvideo.data.clip_config import ClipsConfig
-from flashvideo.data.clip_decoding import ClipHeader, read_image
-from flashvideo.data.clip_entries import ClipEntry
-from flashvideo.data.clip_files import ClipError
-from flashvideo.data.clip_headers import read_headers, reason_of
-from flashvideo.data.clip_samples import ClipSample
-from flashvideo.data.clip_sources import list_source
-from flashvideo.data.clip_windows import find_part, num_frames_at, usable_span
+from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
+from flashvideo.data.clips.cache import FileCache
+from flashvideo.data.clips.config import ClipsConfig
+from flashvideo.data.clips.decoding import ClipHeader, read_image
+from flashvideo.data.clips.entries import ClipEntry
+from flashvideo.data.clips.files import ClipError
+from flashvideo.data.clips.headers import read_headers, reason_of
+from flashvideo.data.clips.samples import ClipSample
+from flashvideo.data.clips.sources import list_source
+from flashvideo.data.clips.windows import find_part, num_frames_at, usable_span
 from flashvideo.video.colour import frames_from_levels, levels_from_image
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from av.video.frame import VideoFrame
 
-from flashvideo.data.clip_decoding import ClipHeader, decode_window
-from flashvideo.data.clip_entries import ClipEntry
-from flashvideo.data.clip_files import ClipError
+from flashvideo.data.clips.decoding import ClipHeader, decode_window
+from flashvideo.data.clips.entries import ClipEntry
+from flashvideo.data.clips.files import ClipError
 
 _TINY = 1e-6
 

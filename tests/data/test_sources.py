@@ -8,9 +8,9 @@ import tarfile
 import fsspec
 import pytest
 
-from flashvideo.data.clip_cache import FileCache
-from flashvideo.data.clip_shards import expand_braces
-from flashvideo.data.clip_sources import ClipSource, list_source
+from flashvideo.data.clips.cache import FileCache
+from flashvideo.data.clips.shards import expand_braces
+from flashvideo.data.clips.sources import ClipSource, list_source
 
 
 def listed(path, cache=None):

@@ -5,7 +5,7 @@ import math
 import posixpath
 from dataclasses import dataclass
 
-from flashvideo.data.clip_files import ClipError, ClipFile
+from flashvideo.data.clips.files import ClipError, ClipFile
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"}

@@ -23,8 +23,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from flashvideo.data.clip_files import ClipError, ClipFile
-from flashvideo.data.scene_cuts import CONTEXT, GREY_SIZE, find_cuts
+from flashvideo.data.clips.files import ClipError, ClipFile
+from flashvideo.data.clips.scene_cuts import CONTEXT, GREY_SIZE, find_cuts
 from flashvideo.video.colour import Levels
 from flashvideo.video.reading import (
     HEAD_BYTES,

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flashvideo.data.clip_cache import FileCache
-from flashvideo.data.clip_entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipEntry, Listing, suffix_of
-from flashvideo.data.clip_files import ClipFile, file_stamp, file_system, full_url
+from flashvideo.data.clips.cache import FileCache
+from flashvideo.data.clips.entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipEntry, Listing, suffix_of
+from flashvideo.data.clips.files import ClipFile, file_stamp, file_system, full_url
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flashvideo.data.clip_files import ClipError
+from flashvideo.data.clips.files import ClipError
 from flashvideo.video import resize_video
 
 SAME_ASPECT = 0.05

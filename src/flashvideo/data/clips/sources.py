@@ -7,11 +7,11 @@ import logging
 import os
 from dataclasses import dataclass
 
-from flashvideo.data.clip_cache import FileCache
-from flashvideo.data.clip_entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipEntry, Listing, suffix_of
-from flashvideo.data.clip_files import ClipFile, file_stamp, file_system, full_url
-from flashvideo.data.clip_shards import find_shards, list_shards
-from flashvideo.data.clip_tables import TABLE_SUFFIXES, list_table
+from flashvideo.data.clips.cache import FileCache
+from flashvideo.data.clips.entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipEntry, Listing, suffix_of
+from flashvideo.data.clips.files import ClipFile, file_stamp, file_system, full_url
+from flashvideo.data.clips.shards import find_shards, list_shards
+from flashvideo.data.clips.tables import TABLE_SUFFIXES, list_table
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from flashvideo.data.buckets import Bucket
-from flashvideo.data.clip_sources import ClipSource
+from flashvideo.data.clips.buckets import Bucket
+from flashvideo.data.clips.sources import ClipSource
 
 
 @dataclass(frozen=True, kw_only=True)
