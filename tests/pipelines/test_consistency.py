@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from flashvideo.evaluation.metrics import downsampled_psnr, frame_difference_error
-from flashvideo.pipelines.consistency import MAX_GAIN, back_project, keep_consistent, steady_detail
+from flashvideo.pipelines.consistency import (
+    MAX_GAIN,
+    average_noise,
+    back_project,
+    keep_consistent,
+    steady_detail,
+)
 from flashvideo.video import resize_video
 
 
@@ -167,3 +173,39 @@ def test_each_window_is_compared_with_its_own_frames(stage2, clip) -> None:
     windows = {"window": clip.shape[1], "overlap": 1, "num_inference_steps": 1, "output_type": "pt"}
     frames = stage2(given, consistency=True, generator=torch.Generator().manual_seed(0), **windows).frames
     assert downsampled_psnr(frames[0], given[0]).min() > 20
+
+
+def test_noise_of_a_still_input_is_averaged_over_all_frames() -> None:
+    coarse, _ = still_clip(2, 8)
+    noisy = coarse + 0.3 * noise(*coarse.shape)  # 4 levels of 255
+    left = average_noise(noisy, coarse) - coarse
+    assert left.std().item() == pytest.approx(0.03 / 8**0.5, rel=0.05)
+
+
+def test_an_input_without_noise_changes_by_less_than_a_level_however_it_moves() -> None:
+    moving = torch.stack([smooth(3, 32, 64).roll(2 * t, dims=-1) for t in range(5)])[None]
+    result = moving + 0.2 * noise(*moving.shape)
+    torch.testing.assert_close(average_noise(moving, result), moving, atol=2 / 255, rtol=0)
+
+
+def test_what_moves_in_the_result_is_not_mixed_with_other_frames() -> None:
+    clip = torch.zeros(1, 6, 3, 24, 48)
+    for t in range(6):
+        clip[:, t, :, 8:16, 6 * t : 6 * t + 6] = 1
+    noisy = clip + 0.3 * noise(*clip.shape)
+    left = average_noise(noisy, clip) - clip
+    assert left.abs().max() < 0.2  # a neighbour's share of the square would be seen as more
+
+
+def test_each_clip_has_noise_of_its_own() -> None:
+    coarse, _ = still_clip(2, 8)
+    noisy = coarse.clone()
+    noisy[1] += 0.3 * noise(*coarse.shape[1:])
+    quiet = average_noise(noisy, coarse)
+    torch.testing.assert_close(quiet[0], coarse[0])
+    assert (quiet[1] - coarse[1]).std() < 0.5 * (noisy[1] - coarse[1]).std()
+
+
+def test_a_single_frame_keeps_its_noise() -> None:
+    frame = noise(1, 1, 3, 16, 24)
+    assert torch.equal(average_noise(frame, torch.zeros_like(frame)), frame)
