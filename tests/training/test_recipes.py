@@ -35,6 +35,14 @@ def test_overrides_reach_into_phases(tmp_path: Path) -> None:
     assert (recipe.phases[0].steps, recipe.seed, recipe.weight_decay) == (7, 3, 1e-4)
 
 
+def test_nano_names_the_shipped_model() -> None:
+    recipe = load_recipe(RECIPES / "nano_stage2_6.yaml", ["start=nano", "vae=nano", "text=./nano"])
+    assert isinstance(recipe, Stage2Recipe)
+    assert (Path(recipe.start) / "stage2_transformer").is_dir()
+    assert Path(recipe.vae) == Path(recipe.start) / "vae"
+    assert recipe.text == "./nano"
+
+
 def test_crops_of_stage_2_are_pairs() -> None:
     recipe = load_recipe(RECIPES / "nano_stage2_1.yaml")
     assert isinstance(recipe, Stage2Recipe)

@@ -84,7 +84,7 @@ class Recipe:
     Attributes:
         task: which objective, a key of `flashvideo.training.recipes.RECIPES`.
         output: folder for checkpoints, curves and the trained weights.
-        start: model folder whose weights to start from; empty for random weights.
+        start: model folder whose weights to start from, or `nano`; empty for random weights.
         seed: of initial weights, data and noise.
         workers: processes that make training data.
         optimizer: "adamw"; "adamw8bit" (bitsandbytes, CUDA); "adafactor", whose state is factored and whose learning

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from flashvideo.pipelines.folders import NANO_PATH
+from flashvideo.presets import NANO
 from flashvideo.training.config import LoRA, Phase, Recipe
 from flashvideo.training.reading import apply_override, build
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
@@ -132,8 +134,12 @@ RECIPES: dict[str, type[Recipe]] = {
 """By the recipe's `task`."""
 
 
+SHIPPED: dict[str, Path] = {"start": NANO_PATH, "text": NANO_PATH, "vae": NANO_PATH / "vae"}
+"""What the name of the model inside the package stands for, by a recipe's key; as everywhere `./nano` is a folder."""
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe; `nano` in its `start`, `vae` or `text` is the model inside the package.
 
     Args:
         path: a YAML file.
@@ -156,6 +162,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {path} must be a mapping of keys to values, got {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
+    for key, folder in SHIPPED.items():
+        if data.get(key) == NANO.name:
+            data[key] = str(folder)
     task = data.get("task")
     if task not in RECIPES:
         raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {task!r}")
