@@ -55,6 +55,15 @@ def test_clips_held_out_are_those_that_training_never_sees_whatever_the_phase(da
     assert all(caption == "a red circle moves left" for _, caption in watched)
 
 
+def test_pictures_are_watched_where_videos_are_missing_and_the_other_way_round(data, folder):
+    watch = {"count": 2, "all_of_it": True, "temporal": 4, "cache": folder / ".cache" / "clips.json"}
+    assert [len(pixels) for pixels, _ in held_out_clips(data, shape=(5, 16, 24), **watch)] == [5, 5]
+    too_long = held_out_clips(data, shape=(801, 16, 24), **watch)
+    assert [len(pixels) for pixels, _ in too_long] == [1, 1]
+    stills = held_out_clips(data, shape=(1, 16, 24), **watch | {"count": 3})
+    assert [len(pixels) for pixels, _ in stills] == [1, 1, 1]  # two pictures, and a frame of a video
+
+
 def test_a_sample_depends_on_step_and_place_alone_and_a_step_has_one_size(data, folder):
     shapes = [(1, 16, 16), (5, 16, 24)]
     first, again = (_phase(data, folder, shapes=shapes, image_share=0.5) for _ in range(2))

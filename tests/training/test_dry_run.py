@@ -94,6 +94,9 @@ def test_clips_of_ones_own_are_counted_and_missing_ones_are_a_note(path, tmp_pat
     found = dry_run(load_recipe(path, overrides), CPU)
     assert (found.phases[0].samples, found.phases[0].steps_per_epoch) == (3, 2)
     assert found.picture is not None
+    assert found.notes == ()
+    found = dry_run(load_recipe(path, overrides[:2]), CPU)
+    assert any("nothing to validate on: of 3 clips" in note for note in found.notes)
     overrides[0] = "data={sources: [{path: nowhere}]}"
     found = dry_run(load_recipe(path, overrides), CPU)
     assert found.phases[0].samples is None and found.picture is None

@@ -160,6 +160,8 @@ def held_out_clips(
 ) -> list[tuple[Tensor, str]]:
     """Fixed clips for validation, each from the middle of its video.
 
+    Pictures take the place of missing videos; where one frame is asked for, videos that of missing pictures.
+
     Args:
         data: Where from.
         shape: (frames, height, width).
@@ -174,17 +176,23 @@ def held_out_clips(
     Raises:
         ValueError: If there is none.
     """
-    config = data.config([shape], image_share=float(shape[0] == 1))
+    frames, height, width = shape
+    shapes = [(max(frames, temporal + 1), height, width), (1, height, width)]
+    config = data.config(shapes, image_share=0.5)
     clips = ClipDataset(config, temporal_compression=temporal, training=False, cache=cache, progress=False)
-    names = {item: clips.name(item) for item in range(len(clips))}
-    chosen = [item for item, name in names.items() if all_of_it or is_held_out(name, data.held_out)]
+    chosen = sorted(
+        (group.is_image == (frames > 1), _hash(clips.name(item)), item)
+        for group in clips.groups
+        for item in group.items.tolist()
+        if all_of_it or is_held_out(clips.name(item), data.held_out)
+    )
     if not chosen:
         raise ValueError(
-            f"of {len(clips)} clips that fill {shape[1]}x{shape[2]} the share held out, {data.held_out}, has none; "
+            f"of {len(clips)} clips that fill {height}x{width} the share held out, {data.held_out}, has none; "
             "name clips for 'validation', or raise data.held_out"
         )
-    samples = [clips[item] for item in sorted(chosen, key=lambda item: _hash(names[item]))[:count]]
-    return [(sample.pixels, sample.caption) for sample in samples]
+    samples = [clips[item] for _, _, item in chosen[:count]]
+    return [(sample.pixels[:frames], sample.caption) for sample in samples]
 
 
 def phase_clips(

@@ -16,7 +16,7 @@ from flashvideo.training.fitting import Fit, fit
 from flashvideo.training.model_configs import recipe_configs
 from flashvideo.training.optimizers import learning_rate
 from flashvideo.training.recipes import VAERecipe
-from flashvideo.training.samples import own_samples
+from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Recipe
 from flashvideo.training.step_memory import Estimate, Sizes, StepMemory, phase_shapes
 
@@ -180,11 +180,19 @@ def _epoch(
         return 0, 0
     if recipe.data is None:
         return 0, 0
+    temporal = vae_factors(estimate.work.vae().config)[0]
     try:
-        clips = own_samples(recipe, index, clips_per_step, vae_factors(estimate.work.vae().config)[0])
+        clips = own_samples(recipe, index, clips_per_step, temporal)
     except (ValueError, OSError) as error:
         notes.append(f"the clips are not counted: {_first_line(error)}")
         return None, None
+    if index == 0:
+        try:
+            clips_to_watch(recipe, temporal)
+        except (ValueError, OSError) as error:
+            notes.append(
+                f"training will be refused, for there is nothing to validate on: {_first_line(error)}"
+            )
     return sum(len(group.items) for group in clips.sampler.groups), clips.sampler.batches_per_pass
 
 

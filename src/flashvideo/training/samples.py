@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashvideo.training.clip_data import CACHE, StepClips, phase_clips
+from torch import Tensor
+
+from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips, phase_clips
 from flashvideo.training.draws import sample_seed
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe, image_share
 from flashvideo.training.world import CaptionedCrops
@@ -32,6 +34,32 @@ def own_samples(
         cache=Path(recipe.output) / CACHE,
     )
     return StepClips(clips, clips_per_step, held_out=held_out_share(recipe))
+
+
+def clips_to_watch(recipe: Stage1Recipe | Stage2Recipe, temporal: int) -> list[tuple[Tensor, str]]:
+    """Held-out clips of one's own at the recipe's size, with their captions; Stage I's are as long as it ends with.
+
+    Args:
+        recipe: With `data`.
+        temporal: The VAE's compression in time.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    data = recipe.validation or recipe.data
+    assert data is not None
+    if isinstance(recipe, Stage1Recipe):
+        frames = max(length for length, *_ in recipe.shapes(len(recipe.phases) - 1))
+    else:
+        frames = recipe.watch_frames
+    return held_out_clips(
+        data,
+        shape=(frames, *recipe.size),
+        count=recipe.watch_clips,
+        all_of_it=recipe.validation is not None,
+        temporal=temporal,
+        cache=Path(recipe.output) / CACHE,
+    )
 
 
 def shapes_of_phase(

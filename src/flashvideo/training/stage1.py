@@ -31,13 +31,13 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
 from flashvideo.text import encode_prompts
-from flashvideo.training.clip_data import CACHE, StepClips, held_out_clips
+from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
 from flashvideo.training.precomputed import step_latents
 from flashvideo.training.previews import Previews
-from flashvideo.training.samples import own_samples
+from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.starts import (
     at_work,
@@ -115,7 +115,7 @@ class Stage1Task:
         if recipe.data is None:
             self.pools = {frames: self._pool(frames, count) for frames, count in recipe.clips.items()}
         else:
-            self.watched = self._clips_to_watch()
+            self.watched = clips_to_watch(recipe, self.temporal)
         if not recipe.start:
             init_for_training(self.transformer, *self._examples())
         if recipe.compile:
@@ -145,21 +145,6 @@ class Stage1Task:
             bf16=recipe.bf16,
         )
         return load_pool(folder, count)
-
-    def _clips_to_watch(self) -> list[tuple[Tensor, str]]:
-        """Held-out clips of one's own, of the last phase's longest kind."""
-        recipe = self.recipe
-        data = recipe.validation or recipe.data
-        assert data is not None
-        longest = max(frames for frames, *_ in recipe.shapes(len(recipe.phases) - 1))
-        return held_out_clips(
-            data,
-            shape=(longest, *recipe.size),
-            count=recipe.watch_clips,
-            all_of_it=recipe.validation is not None,
-            temporal=self.temporal,
-            cache=Path(recipe.output) / CACHE,
-        )
 
     def _examples(self, count: int = 512) -> tuple[Tensor, Tensor]:
         """Noisy latents of single frames and their v: what a new transformer starts from."""

@@ -35,13 +35,12 @@ from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts, unconditional_like, with_prefix
-from flashvideo.training.clip_data import CACHE, StepClips
-from flashvideo.training.clip_data import held_out_clips as held_out_own_clips
+from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.precomputed import step_latents
-from flashvideo.training.samples import crops_of_phase, own_samples
+from flashvideo.training.samples import clips_to_watch, crops_of_phase, own_samples
 from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.starts import at_work, compile_blocks, freeze, stage2_start
 from flashvideo.training.vae import contrast_distance, held_out_clips
@@ -128,14 +127,7 @@ class Stage2Task:
                     held_out_clips(number, height=height, width=width, natural=natural) if number else ()
                 )
             ]
-        return held_out_own_clips(
-            recipe.validation or recipe.data,
-            shape=(recipe.watch_frames, height, width),
-            count=count,
-            all_of_it=recipe.validation is not None,
-            temporal=vae_factors(self.vae.config)[0],
-            cache=Path(recipe.output) / CACHE,
-        )
+        return clips_to_watch(recipe, vae_factors(self.vae.config)[0])
 
     @torch.no_grad()
     def _examples(self, count: int = 48) -> tuple[Tensor, Tensor]:

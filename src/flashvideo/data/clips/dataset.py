@@ -234,12 +234,18 @@ class ClipDataset(Dataset[ClipSample]):
         )
 
     def _check_kinds(self, num_unwanted: int) -> None:
-        """Refuses a data set without what its `image_share` asks for."""
+        """Refuses a data set without what its `image_share` asks for; for looking at, anything will do."""
         share = self.config.image_share
+        first = next((f"; the first, {name}: {why}" for name, why in self.skipped.items()), "")
+        if not self.training:
+            if not self.groups:
+                raise ValueError(
+                    f"no clip can be looked at: {len(self.skipped)} were left out for what they are{first}"
+                )
+            return
         kinds = {group.is_image for group in self.groups}
         for is_image, wanted, word in ((False, share < 1, "video"), (True, share > 0, "picture")):
             if wanted and is_image not in kinds:
-                first = next((f"; the first, {name}: {why}" for name, why in self.skipped.items()), "")
                 raise ValueError(
                     f"no {word} can be used, but image_share {share:g} asks for some: {len(self.skipped)} clips were "
                     f"left out for what they are, {num_unwanted} for the share{first}"
