@@ -1,7 +1,6 @@
-r"""From finished runs to one model folder: the parts of both stages in diffusers layout, in bfloat16.
+"""From finished runs to one model folder, which every command takes: in diffusers' layout, in bfloat16.
 
-python -m flashvideo.training.release --vae runs/nano_vae_3 --stage1 runs/nano_stage1_4 \
-        --stage2 runs/nano_stage2_6 --output src/flashvideo/assets/nano
+python -m flashvideo.training.release --stage2 runs/enhancer --output my_enhancer
 """
 
 from __future__ import annotations
@@ -12,71 +11,113 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLCogVideoX
+from torch import nn
 from transformers import AutoTokenizer, T5EncoderModel
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.folders import model_folder
+from flashvideo.pipelines.new_folder import new_folder
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.presets import NANO, Preset
+from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler
+from flashvideo.training.lora import LORA_FILE, merge_lora
+
+DTYPE = torch.bfloat16
 
 
-def assemble(vae: Path, stage1: Path, stage2: Path, preset: Preset = NANO) -> FlashVideoPipeline:
-    """Put the parts of three runs together.
+def assemble(
+    base: str | Path = NANO.name,
+    *,
+    vae: Path | None = None,
+    stage1: Path | None = None,
+    stage2: Path | None = None,
+) -> FlashVideoPipeline:
+    """Puts what runs have trained in the place of a model's own parts.
 
     Args:
-        vae, stage1, stage2: output folders of the runs.
-        preset: defaults of the model; the latent scales are the VAE's own.
+        base: The model that gives all other parts, and its preset: `nano`, a folder, or a repository of the hub.
+        vae: Output folder of a run; the latent scales become those of its VAE.
+        stage1: Likewise, of weights, or of an adapter that was trained on the base, which is merged.
+        stage2: Likewise.
 
     Returns:
         The pipeline, in bfloat16.
 
     Raises:
-        ValueError: if a run has not written its weights yet.
+        ValueError: If a run has not written its weights yet, or an adapter does not fit.
     """
-    for run, part in ((vae, "vae"), (stage1, "stage1_transformer"), (stage2, "stage2_transformer")):
-        if not (run / part).is_dir():
-            raise ValueError(f"{run} must be a finished training run, got a folder without {part}")
-    dtype = torch.bfloat16
-    autoencoder = AutoencoderKLCogVideoX.from_pretrained(vae / "vae", torch_dtype=dtype)
-    scale = float(autoencoder.config.scaling_factor)
-    preset = dataclasses.replace(
-        preset,
-        stage1=dataclasses.replace(preset.stage1, latent_scale=scale),
-        stage2=dataclasses.replace(preset.stage2, latent_scale=scale),
+    pipeline = FlashVideoPipeline.from_pretrained(model_folder(base), dtype=DTYPE)
+    preset, parts = pipeline.preset, dict(pipeline.components)
+    if vae is not None:
+        parts["vae"] = AutoencoderKLCogVideoX.from_pretrained(_part(vae, "vae"), torch_dtype=DTYPE)
+        scale = float(parts["vae"].config.scaling_factor)
+        preset = dataclasses.replace(
+            preset,
+            stage1=dataclasses.replace(preset.stage1, latent_scale=scale),
+            stage2=dataclasses.replace(preset.stage2, latent_scale=scale),
+        )
+    for name, run in (("stage1_transformer", stage1), ("stage2_transformer", stage2)):
+        if run is not None:
+            parts[name] = _transformer(run, name, parts[name])
+    if stage1 is not None and (stage1 / "text_encoder").is_dir():
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(stage1 / "tokenizer", trust_remote_code=False)
+        parts["text_encoder"] = T5EncoderModel.from_pretrained(stage1 / "text_encoder", torch_dtype=DTYPE)
+    if stage1 is not None and (stage1 / "stage1_scheduler").is_dir():
+        parts["stage1_scheduler"] = FlashVideoScheduler.from_pretrained(stage1 / "stage1_scheduler")
+    return FlashVideoPipeline(**parts, preset=preset)
+
+
+def _part(run: Path, name: str) -> Path:
+    if not (run / name).is_dir():
+        raise ValueError(f"{run} must be a finished training run, got a folder without {name}")
+    return run / name
+
+
+def _transformer(run: Path, name: str, base: FlashVideoTransformer3DModel) -> FlashVideoTransformer3DModel:
+    """A run's transformer, or the base's with the run's adapter in it."""
+    if (run / LORA_FILE).is_file():
+        merge_lora(base, run / LORA_FILE)
+        return base
+    model: FlashVideoTransformer3DModel = FlashVideoTransformer3DModel.from_pretrained(
+        _part(run, name), torch_dtype=DTYPE
     )
-    return FlashVideoPipeline(
-        tokenizer=AutoTokenizer.from_pretrained(stage1 / "tokenizer", trust_remote_code=False),
-        text_encoder=T5EncoderModel.from_pretrained(stage1 / "text_encoder", torch_dtype=dtype),
-        vae=autoencoder,
-        stage1_transformer=FlashVideoTransformer3DModel.from_pretrained(
-            stage1 / "stage1_transformer", torch_dtype=dtype
-        ),
-        stage1_scheduler=FlashVideoScheduler.from_pretrained(stage1 / "stage1_scheduler"),
-        stage2_transformer=FlashVideoTransformer3DModel.from_pretrained(
-            stage2 / "stage2_transformer", torch_dtype=dtype
-        ),
-        stage2_scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(stage2 / "stage2_scheduler"),
-        preset=preset,
-    )
+    return model
 
 
 def save(pipeline: FlashVideoPipeline, output: Path) -> None:
-    """Write a pipeline to a folder that does not tell where its parts came from."""
-    pipeline.save_pretrained(output)
-    for path in output.rglob("*.json"):
-        config = json.loads(path.read_text())
-        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+    """Writes a pipeline to a new folder that does not tell where its parts came from.
+
+    Raises:
+        ValueError: If the folder holds something, or cannot be made.
+    """
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    size = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    with new_folder(output, size) as folder:
+        pipeline.save_pretrained(folder)
+        for path in folder.rglob("*.json"):
+            config = json.loads(path.read_text())
+            if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Put the parts of finished runs into one model folder.")
-    for name in ("vae", "stage1", "stage2", "output"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        description="Makes a model folder of a model and what runs have trained of it.", allow_abbrev=False
+    )
+    parser.add_argument("--base", default=NANO.name, help="model of all other parts (default: nano)")
+    for name in ("vae", "stage1", "stage2"):
+        parser.add_argument(f"--{name}", type=Path, metavar="RUN", help="output folder of a finished run")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the new folder")
     arguments = parser.parse_args()
-    save(assemble(arguments.vae, arguments.stage1, arguments.stage2), arguments.output)
+    try:
+        pipeline = assemble(
+            arguments.base, vae=arguments.vae, stage1=arguments.stage1, stage2=arguments.stage2
+        )
+        save(pipeline, arguments.output)
+    except ValueError as error:
+        parser.exit(1, f"release: error: {error}\n")
 
 
 if __name__ == "__main__":
