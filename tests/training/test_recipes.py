@@ -1,5 +1,7 @@
 """Recipes: what is read, and what is refused."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,16 @@ def test_nano_names_the_shipped_model() -> None:
     assert recipe.text == "./nano"
 
 
+def test_a_recipe_that_a_run_has_written_reads_back(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "nano_stage2_7.yaml")
+    assert any(phase.crops_by_frames for phase in recipe.phases)
+    values = json.loads(
+        json.dumps(dataclasses.asdict(recipe))
+    )  # as in its output, where numbers as keys are text
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
 def test_crops_of_stage_2_are_pairs() -> None:
     recipe = load_recipe(RECIPES / "nano_stage2_1.yaml")
     assert isinstance(recipe, Stage2Recipe)
@@ -65,11 +77,34 @@ def test_crops_of_stage_2_are_pairs() -> None:
         ({"sharding": "zero"}, "sharding must be one of ddp, fsdp, got 'zero'"),
         ({"trackers": ["mlflow"]}, "trackers must be of tensorboard, wandb, got 'mlflow'"),
         ({"checkpoint_limit": 0}, "checkpoint_limit must be at least 1, got 0"),
+        ({"phases": []}, "phases must have at least one phase, got none"),
+        ({"phases": [PHASE | {"warmup": -5}]}, "warmup must be at least 0, got -5"),
+        ({"phases": [PHASE | {"final_learning_rate": -1}]}, "final_learning_rate must be at least 0, got -1"),
+        ({"phases": [PHASE | {"contrast_weight": -1}]}, "contrast_weight must be at least 0, got -1"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0, got -1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes must be at least 0, got -1"),
+        ({"max_grad_norm": 0}, "max_grad_norm must be positive, got 0"),
+        ({"kl_weight": -1}, "kl_weight must be at least 0, got -1"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe(_write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        ("nano_stage2_1", "shift=0", "shift must be positive, got 0"),
+        ("nano_stage2_1", "scale=0", "scale must be at least 1, got 0"),
+        ("nano_stage2_1", "phases.0.difference_weight=-1", "difference_weight must be at least 0, got -1"),
+        ("nano_preference_stage1", "better_weight=-1", "better_weight must be at least 0, got -1"),
+    ],
+)
+def test_so_are_those_in_a_recipe_of_a_stage(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(RECIPES / f"{recipe}.yaml", [override])
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

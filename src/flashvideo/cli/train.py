@@ -17,7 +17,7 @@ from flashvideo.cli.results import Phases, Result
 if TYPE_CHECKING:
     import torch
 
-    from flashvideo.training.config import Phase, Recipe
+    from flashvideo.training.config import Recipe
     from flashvideo.training.loop import Task
 
 # What each recipe's `task` runs; imported when it is asked for.
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> Result:
                 outcome = train(
                     task,
                     recipe,
-                    recipe_phases(recipe),
+                    recipe.phases,
                     accelerator=accelerator,
                     resume=arguments.resume,
                     max_minutes=arguments.max_minutes or 0.0,
@@ -130,11 +130,6 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             f"the recipe's output {output} cannot be written: {error.strerror}; choose another"
         ) from None
-
-
-def recipe_phases(recipe: Recipe) -> tuple[Phase, ...]:
-    """Returns the phases of a recipe; every kind of recipe has its own kind of them."""
-    return cast("tuple[Phase, ...]", recipe.phases)  # type: ignore[attr-defined]
 
 
 def build_task(recipe: Recipe, device: torch.device) -> Task:

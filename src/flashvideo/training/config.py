@@ -13,6 +13,28 @@ SHARDINGS = ("ddp", "fsdp")
 TRACKERS = ("tensorboard", "wandb")
 
 
+def check_least(owner: object, **least: float) -> None:
+    """Refuse attributes that are below the least that makes sense.
+
+    Raises:
+        ValueError: for the first that is.
+    """
+    for name, value in least.items():
+        if getattr(owner, name) < value:
+            raise ValueError(f"{name} must be at least {value}, got {getattr(owner, name)}")
+
+
+def check_positive(owner: object, *names: str) -> None:
+    """Refuse attributes that are not above zero.
+
+    Raises:
+        ValueError: for the first that is not.
+    """
+    for name in names:
+        if getattr(owner, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(owner, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """What every phase has.
@@ -39,11 +61,8 @@ class Phase:
     from_best: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "frames", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        check_least(self, steps=1, batch=1, frames=1, accumulate=1, warmup=0, final_learning_rate=0)
+        check_positive(self, "learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +103,7 @@ class Recipe:
     Attributes:
         task: which objective, a key of `flashvideo.training.recipes.RECIPES`.
         output: folder for checkpoints, curves and the trained weights.
+        phases: in order.
         start: model folder whose weights to start from, or `nano`; empty for random weights.
         seed: of initial weights, data and noise.
         workers: processes that make training data.
@@ -98,7 +118,8 @@ class Recipe:
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations: less memory,
             about a third more time.
         sharding: how several processes share the model: "ddp", a copy each, or "fsdp", a part each (FSDP2).
-        max_skips: how many steps in a row may be left out since their gradients are not finite before the run stops.
+        max_skips: how many steps in a row may be left out since their loss or gradients are not finite before the run
+            stops.
         log_steps: steps between rows of the curve.
         checkpoint_minutes: time between checkpoints.
         checkpoint_limit: how many checkpoints are kept.
@@ -111,6 +132,7 @@ class Recipe:
 
     task: str
     output: str
+    phases: tuple[Phase, ...]
     start: str = ""
     seed: int = 0
     workers: int = 1
@@ -142,14 +164,15 @@ class Recipe:
                 raise ValueError(f"trackers must be of {', '.join(TRACKERS)}, got {name!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        for name, least in (
-            ("checkpoint_limit", 1),
-            ("log_steps", 1),
-            ("validate_steps", 0),
-            ("max_skips", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.phases:
+            raise ValueError("phases must have at least one phase, got none")
+        check_least(self, checkpoint_limit=1, log_steps=1, validate_steps=0, max_skips=0)
+        check_least(self, workers=0, weight_decay=0, checkpoint_minutes=0, validate_minutes=0)
+        check_positive(self, "max_grad_norm")
         for module, factor in self.rate_factors.items():
             if not isinstance(factor, int | float) or factor < 0:
                 raise ValueError(f"rate_factors.{module} must be a number of at least 0, got {factor!r}")
+
+    def is_sharded(self, num_processes: int) -> bool:
+        """Whether each process holds a part of the weights; one that is alone holds them all."""
+        return self.sharding == "fsdp" and num_processes > 1

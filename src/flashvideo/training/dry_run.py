@@ -112,7 +112,7 @@ def dry_run(
     notes: list[str] = []
     if configs is None:
         notes.append(f"sizes and memory are not estimated for the task {recipe.task}")
-        outlooks = tuple(_outlook(recipe, i, None, processes, notes) for i in range(len(_phases(recipe))))
+        outlooks = tuple(_outlook(recipe, i, None, processes, notes) for i in range(len(recipe.phases)))
         return DryRun(
             task=recipe.task,
             sizes=None,
@@ -127,7 +127,7 @@ def dry_run(
             ),
         )
     estimate = Estimate(configs, torch.device("cuda") if gpus else device)
-    outlooks = tuple(_outlook(recipe, i, estimate, processes, notes) for i in range(len(_phases(recipe))))
+    outlooks = tuple(_outlook(recipe, i, estimate, processes, notes) for i in range(len(recipe.phases)))
     picture = _picture(recipe, estimate, outlooks, output or Path(recipe.output), notes)
     fits = tuple(fit(recipe, estimate, gpus=gpus, vram_bytes=vram_bytes)) if gpus and vram_bytes else None
     return DryRun(
@@ -142,15 +142,10 @@ def dry_run(
     )
 
 
-def _phases(recipe: Recipe) -> Sequence[Phase]:
-    phases: Sequence[Phase] = recipe.phases  # type: ignore[attr-defined]
-    return phases
-
-
 def _outlook(
     recipe: Recipe, index: int, estimate: Estimate | None, processes: int, notes: list[str]
 ) -> PhaseOutlook:
-    phase = _phases(recipe)[index]
+    phase = recipe.phases[index]
     clips_per_step = phase.batch * phase.accumulate * processes
     samples, steps_per_epoch = _epoch(recipe, index, clips_per_step, estimate, notes)
     moments = dict.fromkeys((0, min(phase.warmup, phase.steps - 1), phase.steps // 2, phase.steps - 1))

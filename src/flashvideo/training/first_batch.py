@@ -59,7 +59,7 @@ def first_batch(recipe: Recipe, estimate: Estimate, clips_per_step: int) -> list
     Raises:
         ValueError: If they cannot be made without what is missing.
     """
-    places = range(min(_MOST_ROWS, recipe.phases[0].batch))  # type: ignore[attr-defined]
+    places = range(min(_MOST_ROWS, recipe.phases[0].batch))
     if isinstance(recipe, VAERecipe):
         return [_crop_row(recipe, place) for place in places]
     if not isinstance(recipe, Stage1Recipe | Stage2Recipe):

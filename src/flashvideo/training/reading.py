@@ -101,6 +101,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a mapping of keys to values, got {value!r}")
+        if arguments[0] is int:  # what went through JSON has them as text
+            value = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in value.items()}
         if typing.get_origin(arguments[1]) is tuple:
             return {k: _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
         return {k: _number(v) for k, v in value.items()}

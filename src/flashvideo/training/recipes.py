@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import yaml
 
 from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.presets import NANO
-from flashvideo.training.config import LoRA, Phase, Recipe
+from flashvideo.training.config import LoRA, Phase, Recipe, check_least
 from flashvideo.training.reading import apply_override, build
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 
@@ -44,6 +44,10 @@ class VAEPhase(Phase):
     natural: float = 0.4
     contrast_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, contrast_weight=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VAERecipe(Recipe):
@@ -68,6 +72,7 @@ class VAERecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_least(self, kl_weight=0, gradient_weight=0, difference_weight=0)
         if self.sharding == "fsdp":
             raise ValueError("sharding: fsdp is for transformers, got task vae; use sharding: ddp")
 
@@ -114,6 +119,7 @@ class PreferenceRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_least(self, better_weight=0, sampler_steps=0)
         for name, known in (("stage", ("stage1", "stage2")), ("method", ("dpo", "finetune"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -162,10 +168,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {path} must be a mapping of keys to values, got {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
-    for key, folder in SHIPPED.items():
-        if data.get(key) == NANO.name:
-            data[key] = str(folder)
     task = data.get("task")
     if task not in RECIPES:
         raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {task!r}")
-    return build(RECIPES[task], data)
+    return build(RECIPES[task], name_shipped(data))
+
+
+def name_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values with the folders that `nano` stands for."""
+    shipped = {key: str(folder) for key, folder in SHIPPED.items() if data.get(key) == NANO.name}
+    return {**data, **shipped}

@@ -8,7 +8,7 @@ from typing import Any
 from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 from flashvideo.training.clip_data import ClipData
-from flashvideo.training.config import LoRA, Phase, Recipe
+from flashvideo.training.config import LoRA, Phase, Recipe, check_least, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Stage1Recipe(Recipe):
         _check_share("text_dropout", self.text_dropout)
         if self.lora is not None and self.train_text:
             raise ValueError("lora trains an adapter of the transformer alone; leave out train_text")
-        _check_counts(self, watch_clips=1, preview_steps=0)
+        check_least(self, watch_clips=1, preview_steps=0)
         _check_validation(self.data, self.validation)
         _check_precomputed(self.data, self.precomputed)
         if self.data is not None and not self.start:
@@ -182,8 +182,7 @@ class Stage2Phase(Phase):
                 raise ValueError(f"{name} needs more than one frame, got frames: 1; leave it out")
         for name in ("natural", "text_dropout", "strong", "round_trip"):
             _check_share(name, getattr(self, name))
-        if self.times_per_clip < 1:
-            raise ValueError(f"times_per_clip must be at least 1, got {self.times_per_clip}")
+        check_least(self, times_per_clip=1, contrast_weight=0, still_contrast_weight=0, difference_weight=0)
         if not 0 < self.speeds[0] <= self.speeds[1]:
             raise ValueError(f"speeds must be positive and rise, got {list(self.speeds)}")
         if min(used) < 1:
@@ -283,7 +282,8 @@ class Stage2Recipe(Recipe):
         _check_lora(self.lora, self.start)
         if self.positions not in ("", "rotary", "absolute"):
             raise ValueError(f"positions must be rotary or absolute, got {self.positions!r}")
-        _check_counts(self, watch_clips=1, watch_frames=1)
+        check_least(self, watch_clips=1, watch_frames=1, scale=1)
+        check_positive(self, "shift")
         _check_share("strength", self.strength)
         _check_validation(self.data, self.validation)
         _check_precomputed(self.data, self.precomputed)
@@ -311,12 +311,6 @@ def image_share(phase: Stage1Phase | Stage2Phase) -> float:
     """Share of a phase's steps that are of single frames."""
     lengths = phase.lengths or (phase.frames,)
     return lengths.count(1) / len(lengths)
-
-
-def _check_counts(recipe: Recipe, **least: int) -> None:
-    for name, value in least.items():
-        if getattr(recipe, name) < value:
-            raise ValueError(f"{name} must be at least {value}, got {getattr(recipe, name)}")
 
 
 def _check_precomputed(data: ClipData | None, precomputed: str) -> None:

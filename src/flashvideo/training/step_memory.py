@@ -29,7 +29,7 @@ from flashvideo.training.pool import SHARD
 from flashvideo.training.recipes import VAERecipe
 from flashvideo.training.samples import shapes_of_phase
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
-from flashvideo.training.starts import trains_text, transformer_dtype
+from flashvideo.training.starts import frozen_dtype, trains_text, transformer_dtype
 from flashvideo.training.step_work import StepWork, Work
 
 _GATHERED_BLOCKS = 3
@@ -164,7 +164,7 @@ class Estimate:
             processes: How many share the work.
         """
         networks = self.networks(recipe)
-        sharded = recipe.sharding == "fsdp" and processes > 1
+        sharded = recipe.is_sharded(processes)
         parts = processes if sharded else 1
         trained = list(_trained(networks))
         gradients = sum(parameter.nbytes for _, parameter in trained)
@@ -201,20 +201,20 @@ class Estimate:
         return self._idle_encoders(recipe)
 
     def _idle_encoders(self, recipe: Stage1Recipe | Stage2Recipe) -> int:
-        itemsize = getattr(torch, self._frozen(recipe)).itemsize
+        itemsize = frozen_dtype(recipe, self.device).itemsize
         numbers = self._num_vae
         if self.configs.text_encoder is not None and not (_trains_text(recipe)):
             numbers += self._num_text
         return numbers * itemsize
 
     def _frozen(self, recipe: Recipe) -> str:
-        return "bfloat16" if recipe.bf16 and self.device.type != "cpu" else "float32"
+        return _dtype_name(frozen_dtype(recipe, self.device))
 
     def _moments(
         self, recipe: Recipe, phase: Phase, networks: nn.ModuleDict, *, gradients: int, processes: int
     ) -> dict[str, int]:
         """What comes and goes, moment by moment."""
-        sharded = recipe.sharding == "fsdp" and processes > 1
+        sharded = recipe.is_sharded(processes)
         parts = processes if sharded else 1
         buckets = gradients if processes > 1 and not sharded else 0
         # FSDP sums up the gradients of accumulated batches before it shares them out.
@@ -241,15 +241,14 @@ class Estimate:
 
     def _work(self, recipe: Recipe, phase: Phase, shape: tuple[int, int, int]) -> Work:
         repeat = phase.times_per_clip if isinstance(phase, Stage2Phase) else 1
-        staged = isinstance(recipe, Stage1Recipe | Stage2Recipe)
         return Work(
             shape=shape,
             batch=phase.batch * repeat,
             checkpointed=recipe.checkpoint_blocks,
             bf16=recipe.bf16,
             lora=recipe.lora if isinstance(recipe, Stage1Recipe | Stage2Recipe) else None,
-            frozen=str(transformer_dtype(recipe, self.device)).removeprefix("torch.")  # type: ignore[arg-type]
-            if staged
+            frozen=_dtype_name(transformer_dtype(recipe, self.device))
+            if isinstance(recipe, Stage1Recipe | Stage2Recipe)
             else "float32",
             keyframes=phase.keyframes if isinstance(phase, Stage1Phase) else 0,
             trains_text=_trains_text(recipe),
@@ -317,6 +316,10 @@ def optimizer_bytes(optimizer: str, name: str, parameter: nn.Parameter) -> int:
             return 4 * count
         return 4 * (count // parameter.shape[-1] + count // parameter.shape[-2])
     return 8 * count
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _trains_text(recipe: Recipe) -> bool:
