@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from flashvideo.training.config import LoRA
 from flashvideo.training.fitting import fit
 from flashvideo.training.model_configs import recipe_configs
 from flashvideo.training.optimizers import build_optimizers
+from flashvideo.training.recipes import load_recipe
 from flashvideo.training.stage2 import path_loss
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 from flashvideo.training.step_memory import Estimate, optimizer_bytes
@@ -33,6 +35,7 @@ TRANSFORMER = {
     "noise_step_embed": True,
 }
 CUDA = torch.device("cuda")
+RECIPES = Path(__file__).parents[2] / "recipes"
 PHASE = Stage2Phase(steps=1, batch=2, frames=5, learning_rate=1e-3, crops=((64, 96),))
 
 
@@ -151,6 +154,17 @@ def test_the_smallest_change_that_fits_is_found(recipe, estimate):
     assert none.as_dict()["fits"] is False and none.as_dict()["measures"] is None
 
 
+def test_no_measure_is_proposed_that_training_refuses(recipe, estimate):
+    recipe = dataclasses.replace(recipe, vae_strips=True, checkpoint_blocks=True, precomputed="latents")
+    muon = dataclasses.replace(recipe, optimizer="muon")
+    (found,) = fit(muon, estimate, gpus=2, vram_bytes=2**40)
+    assert set(found.alone) == {"lora", "optimizer: adamw8bit", "optimizer: adafactor"}
+    (found,) = fit(dataclasses.replace(recipe, sharding="fsdp"), estimate, gpus=2, vram_bytes=2**40)
+    assert set(found.alone) == {"lora"}
+    with pytest.raises(ValueError, match="optimizer muon needs whole weights, got sharding: fsdp"):
+        fit(dataclasses.replace(muon, sharding="fsdp"), estimate, gpus=2, vram_bytes=2**40)
+
+
 def test_sizes_of_a_released_recipe_are_known_without_its_folders():
     recipe = Stage1Recipe(
         task="stage1",
@@ -163,6 +177,15 @@ def test_sizes_of_a_released_recipe_are_known_without_its_folders():
     configs = recipe_configs(recipe)
     assert configs.missing == ("models/none",)
     assert round(Estimate(configs, CUDA).sizes(dataclasses.replace(recipe, lora=None)).total / 1e8) == 56
+
+
+@pytest.mark.parametrize(
+    "name", ["enhancer", "nano_stage2_7", "released_stage2_1_coarse", "released_stage2_2_1080p"]
+)
+def test_a_shipped_recipes_positions_are_those_that_it_would_train_with(name):
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    rotary = recipe_configs(recipe).transformer["use_rotary_positional_embeddings"]
+    assert rotary == (recipe.positions != "absolute")
 
 
 def test_a_missing_vae_of_unknown_channels_is_an_error(tmp_path):

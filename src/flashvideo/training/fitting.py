@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from flashvideo.pipelines.devices import GIB
 from flashvideo.presets import RELEASED_STAGE1_LORA_RANK
-from flashvideo.training.config import LoRA, Phase, Recipe
+from flashvideo.training.config import LoRA, Recipe
+from flashvideo.training.optimizers import check_optimizer
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import trains_text
 from flashvideo.training.step_memory import Estimate, StepMemory
@@ -69,18 +72,29 @@ def fit(recipe: Recipe, estimate: Estimate, *, gpus: int, vram_bytes: int) -> li
         estimate: Of its model, on CUDA devices.
         gpus: How many share the work, one process each.
         vram_bytes: Memory of one.
-    """
-    measures = dict(_measures(recipe, gpus))
-    sets = sorted(_sets(list(measures)), key=lambda names: (sum(COSTS[name] for name in names), len(names)))
 
-    def memory(index: int, names: tuple[str, ...]) -> StepMemory:
+    Raises:
+        ValueError: If the recipe's optimiser cannot work on them.
+    """
+    refusal = _refusal(recipe, gpus)
+    if refusal is not None:
+        raise refusal
+    measures = dict(_measures(recipe, gpus))
+
+    def change(names: tuple[str, ...]) -> Recipe:
         changed = recipe
         for name in names:
             changed = measures[name](changed)
-        return estimate.phase(changed, _phases(changed)[index], processes=gpus)
+        return changed
 
+    def memory(index: int, names: tuple[str, ...]) -> StepMemory:
+        changed = change(names)
+        return estimate.phase(changed, changed.phases[index], processes=gpus)
+
+    allowed = [names for names in _sets(list(measures)) if _refusal(change(names), gpus) is None]
+    sets = sorted(allowed, key=lambda names: (sum(COSTS[name] for name in names), len(names)))
     fits = []
-    for index in range(len(_phases(recipe))):
+    for index in range(len(recipe.phases)):
         found: tuple[str, ...] | None = None
         thriftiest: StepMemory | None = None
         for names in sets:
@@ -91,7 +105,7 @@ def fit(recipe: Recipe, estimate: Estimate, *, gpus: int, vram_bytes: int) -> li
             if thriftiest is None or tried.peak < thriftiest.peak:
                 thriftiest = tried
         assert thriftiest is not None
-        alone = {name: memory(index, (name,)).peak for name in measures}
+        alone = {name: memory(index, (name,)).peak for name in measures if (name,) in allowed}
         fits.append(
             Fit(
                 number=index + 1,
@@ -104,9 +118,15 @@ def fit(recipe: Recipe, estimate: Estimate, *, gpus: int, vram_bytes: int) -> li
     return fits
 
 
-def _phases(recipe: Recipe) -> tuple[Phase, ...]:
-    phases: tuple[Phase, ...] = recipe.phases  # type: ignore[attr-defined]
-    return phases
+def _refusal(recipe: Recipe, gpus: int) -> ValueError | None:
+    """Why training would refuse the optimiser on so many GPUs; a missing package can be installed."""
+    try:
+        check_optimizer(recipe, torch.device("cuda"), sharded=recipe.is_sharded(gpus))
+    except ValueError as error:
+        return error
+    except ImportError:
+        pass
+    return None
 
 
 def _measures(recipe: Recipe, gpus: int) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
@@ -131,9 +151,8 @@ def _measures(recipe: Recipe, gpus: int) -> Iterator[tuple[str, Callable[[Recipe
         ):
             lora = LoRA(rank=RELEASED_STAGE1_LORA_RANK, alpha=float(RELEASED_STAGE1_LORA_RANK))
             yield "lora", change(lora=lora)
-    sharded = recipe.sharding == "fsdp" and gpus > 1  # adamw8bit needs whole weights
-    for optimizer in ("adafactor",) if sharded else ("adamw8bit", "adafactor"):
-        if recipe.optimizer in ("adamw", "muon"):
+    if recipe.optimizer in ("adamw", "muon"):
+        for optimizer in ("adamw8bit", "adafactor"):
             yield f"optimizer: {optimizer}", change(optimizer=optimizer)
 
 
@@ -143,6 +162,5 @@ def _sets(names: list[str]) -> Iterator[tuple[str, ...]]:
         for chosen in itertools.combinations(names, count):
             optimizers = [name for name in chosen if name.startswith("optimizer")]
             # Strips matter only where the VAE works.
-            apart = {"optimizer: adamw8bit", "sharding: fsdp"}, {"vae_strips", "precomputed"}
-            if len(optimizers) <= 1 and not any(pair <= set(chosen) for pair in apart):
+            if len(optimizers) <= 1 and not {"vae_strips", "precomputed"} <= set(chosen):
                 yield chosen

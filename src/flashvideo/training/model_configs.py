@@ -53,13 +53,11 @@ def recipe_configs(recipe: Recipe) -> RecipeConfigs:
     named = (recipe.start, recipe.vae, recipe.text if isinstance(recipe, Stage2Recipe) else "")
     missing = tuple(folder for folder in named if folder and not Path(folder).is_dir())
     if start is None:
-        transformer = dict(recipe.model)
+        transformer = _new_positions(recipe) | recipe.model
     elif not start.is_dir():
         transformer = dict(_released_transformer(recipe))
     else:
         transformer = _start_transformer(recipe, start)
-    if isinstance(recipe, Stage2Recipe):
-        transformer["use_rotary_positional_embeddings"] = recipe.positions == "rotary"
     text = _text_config(recipe)
     if text is not None and start is None and isinstance(recipe, Stage1Recipe):
         transformer["text_embed_dim"] = text["d_model"]
@@ -109,9 +107,17 @@ def _start_transformer(recipe: Stage1Recipe | Stage2Recipe, start: Path) -> dict
     is_stage1 = isinstance(recipe, Stage1Recipe)
     if is_cogvideox(start):
         config = cogvideox_config(read_cogvideox_config(start / "transformer"))
-        return config if is_stage1 else config | {"noise_step_embed": True, "num_frames_embed": True}
+        embedders = {} if is_stage1 else {"noise_step_embed": True, "num_frames_embed": True}
+        return config | embedders | _new_positions(recipe)
     folder = start / ("stage1_transformer" if is_stage1 else "stage2_transformer")
     return dict(_read(folder) or _released_transformer(recipe))
+
+
+def _new_positions(recipe: Stage1Recipe | Stage2Recipe) -> dict[str, Any]:
+    """How a new Stage II, and one from a CogVideoX, marks positions; weights of one's own keep theirs."""
+    if isinstance(recipe, Stage1Recipe):
+        return {}
+    return {"use_rotary_positional_embeddings": recipe.positions != "absolute"}
 
 
 def _text_config(recipe: Stage1Recipe | Stage2Recipe) -> Mapping[str, Any] | None:
