@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.schedule import FlashVideoScheduler, alphas_cumprod_sqrt_table
 from flashvideo.training.config import LoRA
 from flashvideo.training.draws import Draws
 from flashvideo.training.loop import train
@@ -149,6 +150,14 @@ def test_alignment_starts_at_log_2_and_moves_the_transformer_alone(
     loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in task.transformer.parameters())
     assert all(p.grad is None for p in task.copy.parameters())
+
+
+def test_errors_of_v_are_on_the_models_own_noise_schedule(toy_pipeline, tmp_path: Path) -> None:
+    pipeline = toy_pipeline(WORDS)
+    pipeline.register_modules(stage1_scheduler=FlashVideoScheduler(snr_shift_scale=3.0))  # CogVideoX-2B's
+    pipeline.save_pretrained(tmp_path / "model")
+    errors = PreferenceTask(_recipe(tmp_path / "model", tmp_path), CPU).errors
+    assert torch.equal(errors.table, alphas_cumprod_sqrt_table(snr_shift_scale=3.0))
 
 
 def test_an_adapter_learns_beside_its_own_reference(model: Path, tmp_path: Path) -> None:

@@ -135,6 +135,12 @@ def test_a_share_of_steps_has_its_keyframes_at_the_clips_ends(stage1: Stage1Task
     assert abs(ends - (share + (1 - share) * by_chance)) < 0.07
 
 
+def test_of_a_picture_among_clips_its_one_frame_is_taken_once(stage1: Stage1Task) -> None:
+    phase = dataclasses.replace(stage1.recipe.phases[0], lengths=(1, 17), keyframes=2, ends=1.0)
+    positions = keyframes(1, phase, torch.Generator().manual_seed(0))
+    assert positions is not None and positions.tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

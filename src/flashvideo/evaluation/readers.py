@@ -158,7 +158,7 @@ def _small(clip: Tensor) -> Array:
         raise ValueError(f"clip must be (frames, 3, height, width), got {tuple(clip.shape)}")
     width = round(clip.shape[-1] * READ_HEIGHT / clip.shape[-2])
     small = resize_video(clip.float(), READ_HEIGHT, width).clamp(-1, 1)
-    return (small.permute(0, 2, 3, 1).numpy() + 1) / 2
+    return (small.permute(0, 2, 3, 1).cpu().numpy() + 1) / 2
 
 
 def _grown(masks: Array) -> Array:

@@ -28,7 +28,7 @@ from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import flow_matching_loss, interpolate, network_timestep, shift_time
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
-from flashvideo.schedule import add_noise, alphas_cumprod_sqrt_table, velocity_target
+from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
 from flashvideo.text import encode_prompts
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
@@ -61,8 +61,8 @@ def preference_loss(
 class Stage1Errors:
     """Errors of v at Stage I."""
 
-    def __init__(self, recipe: PreferenceRecipe) -> None:
-        self.table = alphas_cumprod_sqrt_table()
+    def __init__(self, recipe: PreferenceRecipe, scheduler: FlashVideoScheduler) -> None:
+        self.table = scheduler.table
         self.sampler_steps = recipe.sampler_steps
 
     def __call__(
@@ -123,7 +123,7 @@ class PreferenceTask:
         self.modules = nn.ModuleDict({"transformer": transformer})
         preset = pipeline.preset.stage2
         self.errors = (
-            Stage1Errors(recipe)
+            Stage1Errors(recipe, self.scheduler)
             if recipe.stage == "stage1"
             else Stage2Errors(recipe, preset.noise_step, preset.shift)
         )

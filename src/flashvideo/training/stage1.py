@@ -69,7 +69,8 @@ def keyframes(num_frames: int, phase: Stage1Phase, generator: torch.Generator) -
     if not phase.keyframes:
         return None
     order = torch.randperm(num_frames, generator=generator)
-    if phase.ends and float(torch.rand((), generator=generator)) < phase.ends:
+    # A picture, where lengths alternate, has no two ends.
+    if num_frames > 1 and phase.ends and float(torch.rand((), generator=generator)) < phase.ends:
         order = torch.tensor((0, num_frames - 1))
     return order[: phase.keyframes].sort().values
 

@@ -136,7 +136,9 @@ class VAETask:
             for clip in held_out_clips(3, height=FULL_SIZE[0], width=FULL_SIZE[1], natural=natural):
                 with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                     latents = encode_pixels(self.vae, clip[None], scale=1.0)
-                    output = decode_latents(self.vae, latents, scale=1.0, clamp=True)[0].float()
+                    output = decode_latents(self.vae, latents, scale=1.0, clamp=True, output_device="cpu")[
+                        0
+                    ].float()
                 deviations.append(latents.float().std().item())
                 psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
                 energy.append(gradient_energy_ratio(output, clip).item())
