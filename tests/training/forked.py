@@ -189,9 +189,20 @@ def move(root: Path) -> dict[str, list[int]]:
             minutes = 0.0 if turn == len(turns) - 1 else 1e-9  # stops after a step
             job = lambda toy=toy, minutes=minutes: run(toy, resume=True, max_minutes=minutes)  # noqa: E731
             codes[f"{name}_{turn}"] = forked(job, processes)
+    for turn, decay in enumerate((0.0, 0.8)):  # an average that begins on the way
+        toy = recipe(root / "begun", batch=2, sharding="fsdp", ema_decay=decay)
+        codes[f"begun_{turn}"] = forked(lambda toy=toy: run(toy, resume=True, max_minutes=1e-9), 2)
+    codes["fsdp_of_others"] = forked(lambda toy=toy: run(toy, with_other_words(), resume=True), 2)
     toy = recipe(root / "fsdp", batch=4)
     codes["fsdp_by_one"] = forked(lambda: run(toy, resume=True))
     return codes
+
+
+def with_other_words() -> ToyTask:
+    """A task whose weights fit no other's checkpoint."""
+    task = ToyTask()
+    task.modules["text"] = nn.Embedding(9, 5 * 6)
+    return task
 
 
 def tell_one(root: Path) -> dict[str, list[int]]:

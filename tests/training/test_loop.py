@@ -230,6 +230,72 @@ def test_a_gradient_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(t
         toy.run(toy.recipe(tmp_path / "twice", max_skips=1), _with_bad_gradient(toy, 2, 3))
 
 
+def test_a_loss_that_is_not_finite_is_skipped_and_counted_too(toy, tmp_path) -> None:
+    task, calls = toy.ToyTask(), []
+    loss = task.loss
+
+    def infinite_once(*arguments: object) -> object:
+        calls.append(1)
+        value, named = loss(*arguments)
+        return value + (math.inf if len(calls) == 2 else 0), named  # its gradients are finite
+
+    task.loss = infinite_once
+    toy.run(toy.recipe(tmp_path, max_skips=1), task)
+    assert [row["skipped"] for row in _rows(tmp_path) if row["loss"]] == ["0", "1", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "recipe"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "bf16 of the recipe"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "bf16 of the recipe"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compile of the recipe"),
+    ],
+)
+def test_what_the_launcher_asks_for_beside_the_recipe_is_refused(
+    toy, tmp_path, monkeypatch, variable, value, recipe
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"the launcher asks for .* {value.lower()}, but {recipe} says"):
+        toy.run(toy.recipe(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "muon"}, 'optimizer was "adamw", is "muon"'),
+        ({"seed": 1, "bf16": True}, "bf16 was false, is true, seed was 0, is 1; resume with these"),
+        ({"phases": (_phase(2),)}, r"phases\.0\.steps was 3, is 2"),
+        ({"phases": (_phase(3, batch=2),)}, r"steps of phases\.0 must have 4 clips as before, got 2"),
+        ({"phases": (_phase(3), _phase(3, from_best=True))}, r"phases\.1\.from_best was false, is true"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_recipe(toy, tmp_path, changes, message) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(3),))
+    toy.run(recipe, max_minutes=1e-9)
+    before = (tmp_path / "recipe.yaml").read_text()
+    with pytest.raises(ValueError, match=message):
+        toy.run(dataclasses.replace(recipe, **changes), resume=True)
+    assert (tmp_path / "recipe.yaml").read_text() == before
+
+
+def test_rates_places_and_what_has_not_begun_may_change(toy, tmp_path) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(1), _phase(2)))
+    toy.run(recipe, max_minutes=1e-9)
+    phases = (_phase(1, batch=2, accumulate=2, learning_rate=1e-4), _phase(1, batch=8), _phase(1))
+    changed = dataclasses.replace(
+        recipe, phases=phases, weight_decay=0.1, validate_steps=1, checkpoint_limit=1
+    )
+    assert toy.run(changed, resume=True).steps == 3
+
+
+def test_a_finished_run_with_more_steps_is_refused(toy, tmp_path) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(1),))
+    toy.run(recipe)
+    with pytest.raises(ValueError, match=r"phases\.0\.steps was 1, is 2; resume with these as they were"):
+        toy.run(dataclasses.replace(recipe, phases=(_phase(2),)), resume=True)
+
+
 def test_a_figure_that_fell_far_below_its_best_is_warned_of(toy, tmp_path, caplog) -> None:
     task = _scores(toy.ToyTask(), 1.0, 0.4)
     task.warnings = lambda values, history: fallen(values, history, {"size": 0.5})

@@ -89,6 +89,12 @@ def test_sharded_weights_learn_the_same_and_go_on(runs):
     assert len(list((newest / "shards").glob("*.distcp"))) == 2
 
 
+def test_a_sharded_average_may_begin_on_the_way_and_other_weights_are_one_sentence(runs):
+    assert [codes(runs)[f"begun_{turn}"] for turn in (0, 1)] == [[0, 0], [0, 0]], said(runs)
+    assert codes(runs)["fsdp_of_others"] == [1, 1]
+    assert "does not fit what the recipe trains now: " in said(runs)
+
+
 def test_a_sharded_checkpoint_is_not_for_a_process_alone(runs):
     assert codes(runs)["fsdp_by_one"] == [1]
     assert "is a sharded checkpoint, but these processes hold whole weights" in said(runs)

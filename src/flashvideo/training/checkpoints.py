@@ -59,6 +59,7 @@ class Progress:
         phase: index of the phase; the number of phases once all are done.
         step: of the phase, the next one.
         total: steps of all phases so far.
+        clips: of each step of the phase so far, over all processes; 0 where it is not known.
         seconds: spent in steps.
         skipped: steps left out since their gradients were not finite.
         skipped_in_a_row: of these the latest, without a good one since.
@@ -70,6 +71,7 @@ class Progress:
     phase: int = 0
     step: int = 0
     total: int = 0
+    clips: int = 0
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -147,14 +149,14 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         return target
 
-    def load(self, contents: Contents) -> Progress | None:
-        """Read the newest whole checkpoint; damaged ones are set aside with a warning.
+    def newest(self) -> tuple[Path, Progress] | None:
+        """Find the newest whole checkpoint; damaged ones are set aside with a warning.
 
         Returns:
-            Its progress; None if there is no checkpoint.
+            Its folder and progress; None if there is no checkpoint.
 
         Raises:
-            ValueError: if there are some, but none is whole, or it holds other weights than the run trains.
+            ValueError: if there are some, but none is whole.
         """
         found: list[Any] = [self._newest() if self.accelerator.is_main_process else None]
         broadcast_object_list(found)
@@ -163,7 +165,15 @@ class Checkpoints:
         if found[0] is None:
             return None
         path = self.folder / found[0]
-        manifest = json.loads((path / MANIFEST).read_text())
+        return path, read_progress(_manifest(path)["progress"])
+
+    def load(self, path: Path, contents: Contents) -> None:
+        """Read a whole checkpoint.
+
+        Raises:
+            ValueError: if it holds other weights than the run trains.
+        """
+        manifest = _manifest(path)
         if (manifest["kind"] == "sharded") != self.sharded:
             now = "parts of the weights" if self.sharded else "whole weights"
             raise ValueError(
@@ -179,7 +189,6 @@ class Checkpoints:
                 f"{path} does not fit what the recipe trains now: {' '.join(str(error).split())[:200]}; "
                 "resume with the recipe that it was made by"
             ) from error
-        return read_progress(manifest["progress"])
 
     def _newest(self) -> str | ValueError | None:
         """Name of the newest whole checkpoint; an error if all are damaged."""
@@ -199,15 +208,20 @@ class Checkpoints:
         steps = set()
         for path in self.all():
             if (path / MANIFEST).exists():
-                progress = read_progress(json.loads((path / MANIFEST).read_text())["progress"])
+                progress = read_progress(_manifest(path)["progress"])
                 steps |= {best.step for best in (progress.best, progress.best_of_phase) if best}
         return steps
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    return manifest
 
 
 def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's folder; None if all files are there and are as they were written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _manifest(path)
     except (OSError, ValueError):
         return f"no {MANIFEST}, or one that cannot be read"
     for name, expected in manifest["files"].items():
@@ -329,7 +343,16 @@ def _load_shards(contents: Contents, path: Path) -> None:
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
     values = _shard_contents(contents)
-    checkpoint.load(values | {"optimizer": values["optimizer"]["state"]}, checkpoint_id=path)
+    stored = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+    # As of whole weights: a run that kept no average before begins one now.
+    begins = not all(f"average.{name}" in stored for name in values["average"])
+    wanted = values | {"optimizer": values["optimizer"]["state"]} | ({"average": {}} if begins else {})
+    try:
+        checkpoint.load(wanted, checkpoint_id=path)
+    except checkpoint.CheckpointException as error:  # no Exception; it holds one for each process that failed
+        raise ValueError(str(next(iter(error.failures.values()))[0])) from error
+    if begins:
+        contents.average.restart()
     set_optimizer_state_dict(
         contents.objective, list(contents.optimizers), optim_state_dict=values["optimizer"]
     )

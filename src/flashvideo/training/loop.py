@@ -66,9 +66,9 @@ def train(
         Where the best weights are, if all phases are done.
 
     Raises:
-        ValueError: if the output holds another run's checkpoints and is not resumed, or what the recipe asks for
-            cannot work.
-        FloatingPointError: if loss or gradients are not finite.
+        ValueError: if the output holds another run's checkpoints and is not resumed, or is resumed with another
+            recipe, or what the recipe asks for cannot work.
+        FloatingPointError: if loss or gradients are not finite, more often than the recipe allows.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
     device = next(task.modules.parameters()).device
@@ -80,6 +80,7 @@ def train(
         run = Run(task, recipe, phases, accelerator=accelerator, signals=signals, deadline=deadline)
         if resume:
             run.restore()
+        write_recipe(recipe, accelerator)
         try:
             while run.progress.phase < len(phases):
                 wishes = _run_phase_with_bar(run)
@@ -120,7 +121,7 @@ def _farewell(run: Run) -> str:
 def prepare_output(
     recipe: Recipe, phases: Sequence[Phase], accelerator: Accelerator, *, resume: bool
 ) -> None:
-    """Make the output folder, remove what a killed run left unfinished, and write the recipe.
+    """Make the output folder, and remove what a killed run left unfinished.
 
     Raises:
         ValueError: if it holds checkpoints and is not resumed, or the first phase wants the best of one before it.
@@ -142,6 +143,13 @@ def prepare_output(
         output.mkdir(parents=True, exist_ok=True)
         for folder in (output, output / "checkpoints", output / "best"):
             remove_partial(folder)
+    accelerator.wait_for_everyone()
+
+
+def write_recipe(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Leave the recipe in the output, once it is known to be that of the run there."""
+    if accelerator.is_main_process:
+        output = Path(recipe.output)
         partial = output / ("recipe.yaml" + PARTIAL)
         write_durably(partial, yaml.safe_dump(json.loads(json.dumps(asdict(recipe))), sort_keys=False))
         put_in_place(partial, output / "recipe.yaml")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,12 @@ def start_processes(recipe: Recipe, device: torch.device) -> Accelerator:
         device: where to run; with several GPUs each process takes its own.
 
     Raises:
-        ValueError: if the launcher was told of another way to share the weights.
+        ValueError: if the launcher was told of another way to share the weights, to compute or to compile.
     """
+    _check_launcher(recipe)
     accelerator = Accelerator(
+        mixed_precision="no",  # the loop's own autocast covers the loss, and validation
+        dynamo_backend="no",
         cpu=device.type == "cpu",
         device_placement=False,
         log_with=list(recipe.trackers) or None,
@@ -54,9 +58,20 @@ def start_processes(recipe: Recipe, device: torch.device) -> Accelerator:
     return accelerator
 
 
-def is_sharded(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Whether each process holds a part of the weights; one that is alone holds them all."""
-    return recipe.sharding == "fsdp" and accelerator.num_processes > 1
+def _check_launcher(recipe: Recipe) -> None:
+    """Refuse what `accelerate launch` asks for by these variables, and the recipe does not say."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", "bf16" if recipe.bf16 else "no"):
+        raise ValueError(
+            f"the launcher asks for mixed precision {precision}, but bf16 of the recipe says what is computed in, got "
+            f"{str(recipe.bf16).lower()}; launch with --mixed_precision no"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise ValueError(
+            f"the launcher asks for the dynamo backend {backend}, but compile of the recipe says whether blocks are "
+            "compiled; launch with --dynamo_backend no"
+        )
 
 
 def process_device(accelerator: Accelerator, device: torch.device) -> torch.device:

@@ -30,6 +30,7 @@ from flashvideo.training.curve import Curve
 from flashvideo.training.memory import peak_memory
 from flashvideo.training.optimizers import build_optimizers, check_optimizer, forget
 from flashvideo.training.publishing import describe, push
+from flashvideo.training.resuming import check_resumed
 from flashvideo.training.steps import Steps
 from flashvideo.training.stopping import StopSignals
 from flashvideo.training.task import Task
@@ -83,7 +84,7 @@ class Run:
         self.is_main = accelerator.is_main_process
         self.output = Path(recipe.output)
         self.device = next(task.modules.parameters()).device
-        self.sharded = processes.is_sharded(recipe, accelerator)
+        self.sharded = recipe.is_sharded(accelerator.num_processes)
         check_optimizer(recipe, self.device, sharded=self.sharded)
         if recipe.checkpoint_blocks:
             checkpoint_blocks(task)
@@ -115,13 +116,21 @@ class Run:
         self.clips_since_row, self.seconds_of_row = 0, 0.0
 
     def restore(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one: bit for bit on the same kind of device."""
-        progress = self.checkpoints.load(self.contents)
-        if progress is not None:
-            self.progress, self.seconds_of_row = progress, progress.seconds
-            self.curve = Curve(self.output / "curve.csv", progress.total)
-            if self.is_main:
-                logger.info("resumed %s at step %d", self.output, progress.total)
+        """Continue from the newest whole checkpoint, if there is one: bit for bit on the same kind of device.
+
+        Raises:
+            ValueError: if it is of another recipe.
+        """
+        found = self.checkpoints.newest()
+        if found is None:
+            return
+        path, progress = found
+        check_resumed(self.recipe, progress, self.accelerator)
+        self.checkpoints.load(path, self.contents)
+        self.progress, self.seconds_of_row = progress, progress.seconds
+        self.curve = Curve(self.output / "curve.csv", progress.total)
+        if self.is_main:
+            logger.info("resumed %s at step %d", self.output, progress.total)
 
     def checkpoint(self) -> Path:
         """Save all that `restore` reads, and remove best weights that no checkpoint counts on any more."""

@@ -79,7 +79,7 @@ class Steps:
             Named values for the curve: the loss over all processes, the others over this one's batches.
 
         Raises:
-            FloatingPointError: if loss or gradients are not finite.
+            FloatingPointError: if loss or gradients are not finite more often than the recipe's `max_skips` allows.
         """
         started, phase = time.monotonic(), self.phases[progress.phase]
         rate = learning_rate(phase, progress.step)
@@ -96,13 +96,10 @@ class Steps:
                 named.setdefault(name, []).append(value)
         mean = sum(losses) / len(losses)
         mean = processes.add_up([mean], self.accelerator)[0] / self.accelerator.num_processes
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"loss is {mean} at step {progress.total}; lower the learning rate, and resume from the last checkpoint"
-            )
-        norm = self._update(progress)
+        norm = self._update(progress, mean)
         progress.step += 1
         progress.total += 1
+        progress.clips = self.clips(progress)
         progress.seconds += time.monotonic() - started
         means = {name: sum(values) / len(values) for name, values in named.items()}
         return {"loss": mean, "norm": norm, "rate": rate} | means
@@ -118,14 +115,14 @@ class Steps:
             result: tuple[Tensor, dict[str, float]] = self.wrapped(batch, progress.phase, draws)
         return result
 
-    def _update(self, progress: Progress) -> float:
+    def _update(self, progress: Progress, loss: float) -> float:
         """Clip the gradients, change weights and average, and forget the gradients; returns the norm.
 
         Raises:
-            FloatingPointError: if gradients are not finite more often than the recipe's `max_skips` allows.
+            FloatingPointError: if loss or gradients are not finite more often than the recipe's `max_skips` allows.
         """
         norm = processes.scalar(self.accelerator.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        is_good = math.isfinite(norm)
+        is_good = math.isfinite(loss) and math.isfinite(norm)
         if is_good:
             for optimizer in self.contents.optimizers:
                 optimizer.step()
@@ -135,8 +132,9 @@ class Steps:
         progress.skipped += not is_good
         progress.skipped_in_a_row = 0 if is_good else progress.skipped_in_a_row + 1
         if progress.skipped_in_a_row > self.recipe.max_skips:
+            what = f"the gradients' norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
             raise FloatingPointError(
-                f"the gradients' norm is {norm} at step {progress.total}; lower the learning rate, or let max_skips "
-                "steps pass, and resume from the last checkpoint"
+                f"{what} at step {progress.total}; lower the learning rate, or let max_skips steps pass, and resume "
+                "from the last checkpoint"
             )
         return norm
