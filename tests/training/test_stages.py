@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -238,7 +239,14 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
     build_pool(tmp_path, tiny_vae, **options)
     whole = load_pool(tmp_path, 4)
     (tmp_path / "00001.safetensors").unlink()
+    os.utime(tmp_path / "pool.json", (0, 0))
     build_pool(tmp_path, tiny_vae, **options)
+    assert (tmp_path / "pool.json").stat().st_mtime == 0  # other processes may be reading it
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00000.safetensors",
+        "00001.safetensors",
+        "pool.json",
+    ]
     assert torch.equal(whole, load_pool(tmp_path, 4))
     with torch.no_grad():
         next(tiny_vae.parameters()).add_(1)

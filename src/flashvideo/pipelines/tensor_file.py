@@ -17,21 +17,31 @@ SUFFIX = ".safetensors"
 """Suffix of these files."""
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], *, key: str
-) -> None:
+PARTIAL = ".part"
+"""Suffix of a file that is being written."""
+
+
+def partial_path(path: Path) -> Path:
+    """A name for what is to become `path`, of its own for each writer on every machine that shares the folder.
+
+    So none moves another's half-written file into place.
+    """
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all; several processes may write the same one at once.
 
     Args:
         path: File to write, or to replace.
         tensors: Name and contiguous tensor, on the CPU.
-        content: What JSON can hold.
-        key: Name of the content in the header, which tells what kind of file it is.
+        header: Contents that JSON can hold, by their names, which tell what kind of file it is.
     """
-    # A name of its own for each writer, so that none moves another's half-written file into place.
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    partial = partial_path(path)
     try:
-        save_file(dict(tensors), partial, metadata={key: json.dumps(content)})
+        save_file(
+            dict(tensors), partial, metadata={name: json.dumps(value) for name, value in header.items()}
+        )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def write_candidates(path: Path, candidates: Candidates) -> None:
     if candidates.low is not None:
         tensors["low"] = candidates.low.to(torch.bfloat16).contiguous().cpu()
     content = {"prompt": candidates.prompt, "scores": list(candidates.scores)}
-    write_tensors(path, tensors, content, key=HEADER)
+    write_tensors(path, tensors, {HEADER: content})
 
 
 def read_candidates(path: Path) -> Candidates:

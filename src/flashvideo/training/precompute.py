@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -26,10 +24,12 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from flashvideo.data.clips import ClipDataset
 from flashvideo.data.clips.files import ClipError
 from flashvideo.data.clips.samples import ClipSample
+from flashvideo.pipelines.tensor_file import PARTIAL, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored
 from flashvideo.training.clip_data import is_held_out
+from flashvideo.training.descriptions import read_description, write_description
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs, drawn_kind
 from flashvideo.training.model_configs import recipe_configs
@@ -66,9 +66,13 @@ class Extent:
             raise ValueError(f"a part must be from 1 to {self.part[1]}, got {self.part[0] + 1}")
 
     def own(self, folder: Path, count: int) -> list[int]:
-        """Which of a folder's shards this process still has to make."""
+        """Which of a folder's shards this process still has to make; what a killed one left of them is removed."""
         numbers = range(self.part[0], count, self.part[1])
-        return [number for number in numbers if not stored.shard_path(folder, number).exists()]
+        todo = [number for number in numbers if not stored.shard_path(folder, number).exists()]
+        for number in todo:
+            for leftover in folder.glob(f"{stored.shard_path(folder, number).name}.*{PARTIAL}"):
+                leftover.unlink(missing_ok=True)
+        return todo
 
 
 @dataclass(kw_only=True)
@@ -258,33 +262,15 @@ def _describe(folder: Path, about: dict[str, Any], counts: Mapping[str, int]) ->
     Raises:
         ValueError: If it has.
     """
-    found = stored.read_description(folder)
+    found = read_description(folder / stored.DESCRIPTION, stored.COMMAND)
     if found is None:
-        path = folder / stored.DESCRIPTION
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(about | {"shards": dict(counts)}, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        write_description(folder / stored.DESCRIPTION, about | {"shards": dict(counts)})
         return
     differing = stored.difference(about, found)
     if differing:
         raise ValueError(
             f"{folder} holds what was computed for another recipe ({differing}); choose another folder, or delete it"
         )
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes a shard whole, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={name: json.dumps(value) for name, value in header.items()},
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -299,6 +285,7 @@ def _make_texts(
 ) -> None:
     """Encodes the prompts of this process's shards."""
     length, dtype = _text_shape(recipe)[0], _text_dtype(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
     todo = extent.own(folder, len(shards))
     with tqdm(total=sum(len(shards[number]) for number in todo), desc="prompts", mininterval=1) as bar:
         for number in todo:
@@ -310,7 +297,7 @@ def _make_texts(
                 parts.append(embeddings.to("cpu", dtype))
                 bar.update(len(some))
             path = stored.shard_path(folder, number)
-            _write_shard(path, {"embeddings": torch.cat(parts)}, {"prompts": prompts})
+            write_tensors(path, {"embeddings": torch.cat(parts)}, {"prompts": prompts})
             outcome.made += 1
 
 
@@ -324,6 +311,7 @@ def _make_latents(
 ) -> None:
     """Encodes the samples of this process's shards; what other shards skipped joins the outcome."""
     maker = _Maker(recipe, home.phase_index, extent, vae)
+    folder.mkdir(parents=True, exist_ok=True)
     todo = extent.own(folder, len(home.shards))
     samples = _decoded(home, todo, recipe.workers)
     with tqdm(total=sum(len(home.shards[number]) for number in todo), desc=home.name, mininterval=1) as bar:
@@ -341,7 +329,7 @@ def _make_latents(
                     about[sample_number] = {"caption": sample.caption, "name": sample.name} | strong
                 bar.update()
             path = stored.shard_path(folder, number)
-            _write_shard(path, tensors, {"samples": about, "skipped": skipped})
+            write_tensors(path, tensors, {"samples": about, "skipped": skipped})
             outcome.made += 1
     for number in range(len(home.shards)):
         path = stored.shard_path(folder, number)
@@ -377,7 +365,7 @@ class _Maker:
         dtype, device = _latent_dtype(self.recipe), self.vae.device
         pixels = sample.pixels[None].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            tensors = {"clean": self.pairs.encode(pixels)[0].to("cpu", dtype)}
+            tensors = {"clean": self.pairs.encode(pixels)[0].to("cpu", dtype).contiguous()}
             if isinstance(self.recipe, Stage1Recipe):
                 return tensors, {}
             phase = self.recipe.phases[self.phase_index]

@@ -13,7 +13,6 @@ stored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.shapes import vae_factors
 from flashvideo.text import with_prefix
 from flashvideo.training.clip_data import CACHE, deal_clips, is_held_out, phase_clips
+from flashvideo.training.descriptions import DECODES_ONLY, read_description, weights_fingerprint
 from flashvideo.training.draws import sample_seed
 from flashvideo.training.samples import held_out_share, shapes_of_phase
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe, image_share
@@ -40,6 +40,7 @@ from flashvideo.training.starts import trains_text
 FORMAT = 1
 """Of the folder: to be raised when what is in it changes."""
 
+COMMAND = "flashvideo precompute"
 DESCRIPTION = "precomputed.json"
 TEXT = "text"
 
@@ -67,21 +68,6 @@ _WORDS = {
 }
 
 
-def weights_fingerprint(module: nn.Module, *, without: tuple[str, ...] = ()) -> str:
-    """A short hash of a module's weights, the same whether they are in 32 bits or in bfloat16.
-
-    Args:
-        module: The module.
-        without: Beginnings of names that do not count.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if not name.startswith(without):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def describe_models(
     recipe: Stage1Recipe | Stage2Recipe,
     *,
@@ -94,7 +80,7 @@ def describe_models(
     about: dict[str, Any] = {
         "format": FORMAT,
         "task": recipe.task,
-        "vae": weights_fingerprint(vae, without=("decoder.", "post_quant_conv.")),
+        "vae": weights_fingerprint(vae, without=DECODES_ONLY),
         "latent_scale": float(vae.config.scaling_factor),
         "text_encoder": None if text_encoder is None else weights_fingerprint(text_encoder),
         "max_text_tokens": max_text_tokens,
@@ -141,26 +127,6 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return ""
 
 
-def read_description(folder: Path) -> dict[str, Any] | None:
-    """The description of a folder; None if there is none.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{path} must be what flashvideo precompute wrote, but cannot be read; delete the folder"
-        )
-    return values
-
-
 def clips_of_phase(
     recipe: Stage1Recipe | Stage2Recipe, phase_index: int, temporal: int, *, cache: Path | None = None
 ) -> ClipDataset:
@@ -200,7 +166,7 @@ def step_latents(
         ValueError: If the folder was made of or by something else, or is not finished.
     """
     folder = Path(recipe.precomputed)
-    found = read_description(folder)
+    found = read_description(folder / DESCRIPTION, COMMAND)
     if found is None:
         raise ValueError(
             f"precomputed must be a folder that flashvideo precompute made, got {folder} without {DESCRIPTION}"
