@@ -7,7 +7,6 @@ made again: the same command goes on with what was interrupted, and several proc
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +21,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo.data.clips import ClipDataset
-from flashvideo.data.clips.files import ClipError
 from flashvideo.data.clips.samples import ClipSample
 from flashvideo.pipelines.tensor_file import PARTIAL, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored
-from flashvideo.training.clip_data import is_held_out
 from flashvideo.training.descriptions import read_description, write_description
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs, drawn_kind
 from flashvideo.training.model_configs import recipe_configs
-from flashvideo.training.samples import held_out_share
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import freeze, start_text, start_vae, trains_text
 from flashvideo.training.stopping import Interrupted, leave_signals_to_parent
@@ -129,7 +125,8 @@ def precompute(
     vae = start_vae(recipe, device)
     tokenizer, encoder = (None, None) if _learns_text(recipe) else start_text(recipe, device)
     folder.mkdir(parents=True, exist_ok=True)
-    homes = _plan_homes(recipe, folder, extent, vae)
+    has_text = encoder is not None or _learns_text(recipe)
+    homes = _plan_homes(recipe, folder, extent, vae, has_text=has_text)
     distinct = {home.name: home for home in homes}
     length, channels = _text_shape(recipe)
     prompts = sorted({prompt for home in distinct.values() for prompt in home.prompts.values() if prompt})
@@ -179,11 +176,15 @@ def _text_dtype(recipe: Stage1Recipe | Stage2Recipe) -> torch.dtype:
 
 
 def _plan_homes(
-    recipe: Stage1Recipe | Stage2Recipe, folder: Path, extent: Extent, vae: AutoencoderKLCogVideoX
+    recipe: Stage1Recipe | Stage2Recipe,
+    folder: Path,
+    extent: Extent,
+    vae: AutoencoderKLCogVideoX,
+    *,
+    has_text: bool,
 ) -> list[_Home]:
     """The home of each phase."""
     homes: list[_Home] = []
-    prefix = recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else ""
     for index in range(len(recipe.phases)):
         clips = stored.clips_of_phase(recipe, index, vae_factors(vae.config)[0], cache=folder / "clips.json")
         about = stored.describe_phase(recipe, index, clips)
@@ -191,9 +192,8 @@ def _plan_homes(
         if like is not None:
             homes.append(like)
             continue
-        share = held_out_share(recipe)
-        items = [item for item in range(len(clips)) if not is_held_out(clips.name(item), share)]
-        samples = [view * len(clips) + item for item in items for view in range(extent.views)]
+        prompts = stored.phase_prompts(recipe, clips, has_text=has_text)
+        samples = [view * len(clips) + item for item in prompts for view in range(extent.views)]
         homes.append(
             _Home(
                 name=f"phase_{index + 1}",
@@ -201,17 +201,10 @@ def _plan_homes(
                 clips=clips,
                 about=about,
                 shards=_cut(samples, _sample_bytes(recipe, clips, extent, vae), extent.shard_bytes),
-                prompts={item: stored.prompt_of(_caption(clips, item), prefix) for item in items},
+                prompts=prompts,
             )
         )
     return homes
-
-
-def _caption(clips: ClipDataset, item: int) -> str:
-    try:
-        return clips.caption(item)
-    except (ClipError, OSError):  # for the same reason there will be no sample
-        return ""
 
 
 def _sample_bytes(
@@ -246,13 +239,14 @@ def _describe_extent(
     recipe: Stage1Recipe | Stage2Recipe, extent: Extent, homes: Sequence[_Home]
 ) -> dict[str, Any]:
     """What beside the models decides the folder's content."""
-    captions = json.dumps([[home.name, home.prompts] for home in homes])
+    phases = [
+        home.about | {"folder": home.name, "captions": stored.hash_prompts(home.prompts)} for home in homes
+    ]
     return {
         "views": extent.views,
         "versions": extent.versions if isinstance(recipe, Stage2Recipe) else 1,
         "shard_bytes": extent.shard_bytes,
-        "captions": hashlib.sha256(captions.encode(errors="surrogateescape")).hexdigest()[:16],
-        "phases": {str(i + 1): home.about | {"folder": home.name} for i, home in enumerate(homes)},
+        "phases": {str(number): phase for number, phase in enumerate(phases, 1)},
     }
 
 
