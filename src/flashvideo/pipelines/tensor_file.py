@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,17 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
         partial.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, *, key: str, kind: str) -> tuple[dict[str, torch.Tensor], Any]:
-    """Reads what `write_tensors` wrote.
+@contextlib.contextmanager
+def open_tensors(path: Path, *, key: str, kind: str) -> Iterator[tuple[Any, Any]]:
+    """Opens what `write_tensors` wrote, to read a part of it.
 
     Args:
         path: The file.
         key: Name of the content in the header.
         kind: What the file is of, for sentences, such as "a preview".
 
-    Returns:
-        The tensors on the CPU; the content, None if there is none of that name.
+    Yields:
+        What `safetensors.safe_open` gives; the content, None if there is none of that name.
 
     Raises:
         ValueError: If the file is not there, or is not one of tensors.
@@ -65,8 +67,16 @@ def read_tensors(path: Path, *, key: str, kind: str) -> tuple[dict[str, torch.Te
         raise ValueError(f"{path} does not exist, expected the {SUFFIX} file of {kind}; check the name")
     try:
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get(key, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+            yield file, json.loads((file.metadata() or {}).get(key, "null"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a safetensors file of {kind} ({error}); write it again") from None
-    return tensors, content
+
+
+def read_tensors(path: Path, *, key: str, kind: str) -> tuple[dict[str, torch.Tensor], Any]:
+    """Reads all of what `write_tensors` wrote, see `open_tensors`.
+
+    Returns:
+        The tensors on the CPU; the content, None if there is none of that name.
+    """
+    with open_tensors(path, key=key, kind=kind) as (file, content):
+        return {name: file.get_tensor(name) for name in file.keys()}, content  # noqa: SIM118 - it is not a dict
