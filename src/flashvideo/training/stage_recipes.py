@@ -127,10 +127,10 @@ class Stage1Recipe(Recipe):
                     )
             if phase.sizes:
                 raise ValueError(f"phases.{index}.sizes is for clips of one's own, which 'data' names")
-        known = [*COLORS, *TEXTURES, *SHAPES, *MOTIONS]
+        words = [*COLORS, *TEXTURES, *SHAPES, *MOTIONS]
         for word, weight in self.emphasis.items():
-            if word not in known:
-                nearest = difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
+            if word not in words:
+                nearest = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
                 raise ValueError(
                     f"emphasis must be of colours, textures, shapes or motions, got {word!r}; did you mean {nearest!r}?"
                 )
