@@ -12,6 +12,7 @@ Shapes: pixels (B, F, 3, H, W), latents (B, f, C, h, w), text (B, L, D). Equatio
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
-from flashvideo.training.precomputed import step_latents
+from flashvideo.training.precomputed import describe_models, step_latents
 from flashvideo.training.previews import Previews
 from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe
@@ -158,6 +159,16 @@ class Stage1Task:
         noise = torch.randn(latents.shape, generator=generator)
         return add_noise(latents, noise, a), velocity_target(latents, noise, a)
 
+    @functools.cached_property
+    def _models(self) -> dict[str, Any]:
+        """What latents and embeddings that were computed before must have been made by."""
+        return describe_models(
+            self.recipe,
+            vae=self.vae,
+            text_encoder=None if self.trains_text else self.text_encoder,
+            max_text_tokens=int(self.transformer.config.max_text_seq_length),
+        )
+
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """What a phase is trained on: encoded procedural clips, or pixels of one's own."""
         recipe = self.recipe
@@ -168,9 +179,9 @@ class Stage1Task:
                 recipe,
                 phase_index,
                 clips_per_step,
-                vae=self.vae,
-                text_encoder=None if self.trains_text else self.text_encoder,
-                transformer=self.transformer.config,
+                models=self._models,
+                temporal=self.temporal,
+                text_channels=int(self.transformer.config.text_embed_dim),
             )
         self.step_clips = own_samples(recipe, phase_index, clips_per_step, self.temporal)
         return self.step_clips

@@ -8,6 +8,7 @@ Shapes: pixels (B, F, 3, H, W) in [-1, 1], latents (B, f, C, h, w), text (B, L, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs
 from flashvideo.training.lora import add_lora, save_lora
-from flashvideo.training.precomputed import step_latents
+from flashvideo.training.precomputed import describe_models, step_latents
 from flashvideo.training.samples import clips_to_watch, crops_of_phase, own_samples
 from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.starts import at_work, compile_blocks, freeze, stage2_start
@@ -147,6 +148,16 @@ class Stage2Task:
             velocities.append(velocity(z_lq, z_hq).cpu())
         return torch.cat(points), torch.cat(velocities)
 
+    @functools.cached_property
+    def _models(self) -> dict[str, Any]:
+        """What latents and embeddings that were computed before must have been made by."""
+        return describe_models(
+            self.recipe,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            max_text_tokens=int(self.transformer.config.max_text_seq_length),
+        )
+
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Clean crops or clips of a phase, and their captions."""
         recipe = self.recipe
@@ -157,9 +168,9 @@ class Stage2Task:
                 recipe,
                 phase_index,
                 clips_per_step,
-                vae=self.vae,
-                text_encoder=self.text_encoder,
-                transformer=self.transformer.config,
+                models=self._models,
+                temporal=vae_factors(self.vae.config)[0],
+                text_channels=int(self.transformer.config.text_embed_dim),
             )
         temporal = vae_factors(self.vae.config)[0]
         self.step_clips = own_samples(recipe, phase_index, clips_per_step, temporal)

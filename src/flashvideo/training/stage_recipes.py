@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from flashvideo.data.shapes_world import COLORS, MOTIONS, SHAPES, TEXTURES
 from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 from flashvideo.training.clip_data import ClipData
@@ -124,6 +127,15 @@ class Stage1Recipe(Recipe):
                     )
             if phase.sizes:
                 raise ValueError(f"phases.{index}.sizes is for clips of one's own, which 'data' names")
+        words = [*COLORS, *TEXTURES, *SHAPES, *MOTIONS]
+        for word, weight in self.emphasis.items():
+            if word not in words:
+                nearest = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
+                raise ValueError(
+                    f"emphasis must be of colours, textures, shapes or motions, got {word!r}; did you mean {nearest!r}?"
+                )
+            if not 0 < weight < math.inf:
+                raise ValueError(f"emphasis.{word} must be a positive number, got {weight}")
 
     def shapes(self, phase_index: int) -> tuple[tuple[int, int, int], ...]:
         """(frames, height, width) of a phase's clips of one's own."""
@@ -287,12 +299,23 @@ class Stage2Recipe(Recipe):
         _check_share("strength", self.strength)
         _check_validation(self.data, self.validation)
         _check_precomputed(self.data, self.precomputed)
+        if self.data is None:
+            self._check_procedural()
         if any(side % self.scale for side in self.size):
             raise ValueError(f"size must be multiples of scale {self.scale}, got {list(self.size)}")
         if self.watch_noise_step is not None and not 0 <= self.watch_noise_step < NUM_TRAIN_TIMESTEPS:
             raise ValueError(
                 f"watch_noise_step must be 0 to {NUM_TRAIN_TIMESTEPS - 1}, got {self.watch_noise_step}"
             )
+
+    def _check_procedural(self) -> None:
+        for index, phase in enumerate(self.phases):
+            for _, height, width in phase.shapes():
+                if height > self.size[0] or width > self.size[1]:
+                    raise ValueError(
+                        f"phases.{index} must have crops within the recipe's size, {list(self.size)}, got "
+                        f"{[height, width]}; raise size, or take smaller crops"
+                    )
 
     def pixel_degradation(self) -> PixelDegradation:
         """What low quality is made by."""

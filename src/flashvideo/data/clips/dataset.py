@@ -9,10 +9,13 @@ Shapes: F frames, H height, W width.
 """
 
 import collections
+import dataclasses
 import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from flashvideo.data.clips.cache import FileCache
 from flashvideo.data.clips.config import ClipsConfig
 from flashvideo.data.clips.decoding import ClipHeader, read_image
 from flashvideo.data.clips.entries import ClipEntry
-from flashvideo.data.clips.files import ClipError
+from flashvideo.data.clips.files import ClipError, ClipFile, file_system
 from flashvideo.data.clips.headers import read_headers, reason_of
 from flashvideo.data.clips.samples import ClipSample
 from flashvideo.data.clips.sources import list_source
@@ -34,6 +37,7 @@ from flashvideo.video.colour import frames_from_levels, levels_from_image
 logger = logging.getLogger(__name__)
 
 _TINY = 1e-6
+_MOST_THREADS = 16
 
 
 class ClipDataset(Dataset[ClipSample]):
@@ -151,12 +155,22 @@ class ClipDataset(Dataset[ClipSample]):
         )
 
     def fingerprint(self) -> str:
-        """A short hash of the config, the seed, and name, size and length of each usable clip, in their order.
+        """A short hash of the config, the seed, and name, bytes, header and part of each usable clip, in their order.
 
-        A resumed run with another fingerprint would see other samples. The files' contents are not hashed.
+        With the same fingerprint each sample is the same, unless a file was replaced by one of the same size in bytes
+        and pixels: contents are not hashed. Names count from the folder that the clips of a source share, so that they
+        may move; weights, which decide how often a sample is seen, do not count.
         """
-        told = [repr((self.config, self.seed, self.training))]
-        told += [repr((e.name, h)) for e, h in zip(self._entries, self._headers, strict=True)]
+        config = dataclasses.asdict(self.config)
+        del config["sources"]
+        told = [repr((config, self.seed, self.training))]
+        sizes = _num_bytes(self._entries)
+        clips = zip(self._entries, self._headers, strict=True)
+        for _, of_source in itertools.groupby(clips, key=lambda clip: clip[0].source):
+            some = list(of_source)
+            names = [entry.name for entry, _ in some]
+            shared = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071 - of URLs too, up to a slash
+            told += [repr((e.name[shared:], sizes[e.file], e.start, e.end, h)) for e, h in some]
         return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def describe(self) -> str:
@@ -286,6 +300,20 @@ class ClipDataset(Dataset[ClipSample]):
             start=start,
             skips=skips,
         )
+
+
+def _num_bytes(entries: Sequence[ClipEntry]) -> dict[ClipFile, str]:
+    """How large the clips' files are; where no listing has told it, their file systems are asked, in threads."""
+
+    def ask(file: ClipFile) -> str:
+        system, path = file_system(file.url)
+        return str(system.info(path).get("size"))
+
+    # A stamp begins with the size, and goes on with what a copy does not keep.
+    told = {e.file: str(e.file.size or e.stamp.partition(" ")[0]) for e in entries}
+    untold = [file for file, size in told.items() if not size]
+    with ThreadPoolExecutor(_MOST_THREADS) as pool:
+        return told | dict(zip(untold, pool.map(ask, untold), strict=True))
 
 
 def _check_frames(config: ClipsConfig, temporal_compression: int) -> None:
