@@ -188,7 +188,7 @@ def _plan_homes(
             homes.append(like)
             continue
         share = held_out_share(recipe)
-        items = [item for item in range(len(clips)) if not is_held_out(clips.name(item), share)]
+        items = [item for item in range(len(clips)) if not is_held_out(clips.key(item), share)]
         samples = [view * len(clips) + item for item in items for view in range(extent.views)]
         homes.append(
             _Home(

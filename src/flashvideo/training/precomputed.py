@@ -310,7 +310,7 @@ class StepLatents(Dataset):
             image_share=image_share,
             keep=lambda item: (
                 all(first + item in self._places for first in self._views)
-                and not is_held_out(clips.name(item), held_out)
+                and not is_held_out(clips.key(item), held_out)
             ),
             reason=f"of the {len(clips)} clips, what could be read and data.held_out, {held_out},",
         )

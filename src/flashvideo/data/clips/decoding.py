@@ -205,7 +205,7 @@ def _picture(handle: object) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and (
             error.errno is not None or type(error) not in (OSError, UnidentifiedImageError)
         ):
-            raise  # of the file system, and perhaps not for long; Pillow's own have no number and are of these two kinds
+            raise  # of the file system, and perhaps soon over; Pillow's own have no number and are of these two kinds
         raise ClipError(f"it is no picture that can be read ({_first_line(error)})") from None
 
 
