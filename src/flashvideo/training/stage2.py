@@ -8,7 +8,6 @@ Shapes: pixels (B, F, 3, H, W) in [-1, 1], latents (B, f, C, h, w), text (B, L, 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flashvideo.data.clips.samples import format_skipped
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import (
     euler,
@@ -49,8 +47,6 @@ from flashvideo.training.world import CaptionedCrops
 from flashvideo.vae import decode_latents
 from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import resize_video
-
-logger = logging.getLogger(__name__)
 
 
 def path_loss(
@@ -252,9 +248,6 @@ class Stage2Task:
             folder: Gets the sheet.
         """
         recipe = self.recipe
-        if self.step_clips is not None and self.step_clips.clips.skipped:
-            logger.info(format_skipped(self.step_clips.clips.skipped))
-
         self.watched = self.watched or self._clips_to_watch()
 
         def enhance(low: Tensor, caption: str, steps: Sequence[int]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from flashvideo.training import processes
 from flashvideo.training.checkpoints import Contents, Progress
@@ -48,7 +48,12 @@ class Steps:
         self.device = next(task.modules.parameters()).device
         self.parameters = list(processes.trained_parameters(task.modules).values())
 
-    def batches(self, progress: Progress) -> Iterator[Any]:
+    def dataset(self, phase_index: int) -> Dataset:
+        """The samples of a phase."""
+        phase = self.phases[phase_index]
+        return self.task.dataset(phase_index, processes.clips_per_step(phase, self.accelerator))
+
+    def batches(self, progress: Progress, dataset: Dataset) -> Iterator[Any]:
         """This process's batches of the phase from the next step on, in the fixed order of their indices."""
         phase, workers = self.phases[progress.phase], self.recipe.workers
         indices = [
@@ -58,7 +63,7 @@ class Steps:
             for place in processes.places_of(phase, micro_batch, self.accelerator)
         ]
         loader = DataLoader(
-            self.task.dataset(progress.phase, self.clips(progress)),
+            dataset,
             batch_size=phase.batch,
             sampler=indices,
             num_workers=workers,

@@ -109,7 +109,7 @@ class ClipDataset(Dataset[ClipSample]):
         """
         item = index % len(self)
         position = int(np.searchsorted(among, item))
-        bucket = self.buckets[self._group_numbers[item]]
+        bucket = self.bucket(item)
         skips: list[tuple[str, str]] = []
         for attempt in range(len(among)):
             candidate = int(among[(position + attempt) % len(among)])
@@ -134,6 +134,10 @@ class ClipDataset(Dataset[ClipSample]):
     def key(self, item: int) -> str:
         """The path of an item's file as seen from its source: the same on every machine."""
         return self._entries[item].key
+
+    def bucket(self, item: int) -> Bucket:
+        """The size that an item is brought to."""
+        return self.buckets[self._group_numbers[item]]
 
     def caption(self, item: int) -> str:
         """The caption of an item, without decoding it; empty if there is none.
