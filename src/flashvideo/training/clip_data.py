@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flashvideo.data.clips import ClipDataset
-from flashvideo.data.clips.bucket_sampler import BucketBatchSampler
+from flashvideo.data.clips.bucket_sampler import BucketBatches
 from flashvideo.data.clips.config import ClipsConfig
 from flashvideo.data.clips.samples import ClipSample
 from flashvideo.data.clips.sources import ClipSource
@@ -123,7 +123,7 @@ def deal_clips(
     image_share: float,
     keep: Callable[[int], bool],
     reason: str,
-) -> BucketBatchSampler:
+) -> BucketBatches:
     """Deals out a phase's clips, those of a step as one batch.
 
     Args:
@@ -144,7 +144,7 @@ def deal_clips(
     for is_image, wanted, word in ((False, image_share < 1, "video"), (True, image_share > 0, "picture")):
         if wanted and is_image not in left:
             raise ValueError(f"{reason} leaves no {word} to train on; lower it or add clips")
-    return BucketBatchSampler(
+    return BucketBatches(
         groups, num_items=len(clips), batch_size=clips_per_step, image_share=image_share, seed=clips.seed
     )
 

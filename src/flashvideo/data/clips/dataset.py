@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.bucket_sampler import Group
 from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
 from flashvideo.data.clips.cache import FileCache
 from flashvideo.data.clips.config import ClipsConfig
@@ -55,7 +55,7 @@ class ClipDataset(Dataset[ClipSample]):
         skipped: Reason by name of every clip that was left out or replaced so far.
         num_without_caption: How many usable clips have no caption.
         buckets: The bucket of each group.
-        groups: The items of each bucket, for `BucketBatchSampler`.
+        groups: The items of each bucket, for `BucketBatches`.
 
     Raises:
         ValueError: If a frame count does not fit the VAE, a source is not right, or no clip can be used.
@@ -153,22 +153,6 @@ class ClipDataset(Dataset[ClipSample]):
             if name not in self.skipped:
                 logger.warning("%s is skipped: %s", name, reason)
             self.skipped[name] = reason
-
-    def batches(
-        self, *, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0, stop: int | None = None
-    ) -> BucketBatchSampler:
-        """A `BucketBatchSampler` of this data set, of its seed and its config's `image_share`."""
-        return BucketBatchSampler(
-            self.groups,
-            num_items=len(self),
-            batch_size=batch_size,
-            image_share=self.config.image_share,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            start=start,
-            stop=stop,
-        )
 
     def fingerprint(self) -> str:
         """A short hash of the config, the seed, and name, size and length of each usable clip, in their order.
