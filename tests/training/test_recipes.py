@@ -72,6 +72,19 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict, message: 
         load_recipe(_write(tmp_path, **changes))
 
 
+def test_factors_that_a_degradation_does_not_name_follow_the_scale() -> None:
+    overrides = ["scale=2", "degradation={final: {probability: 0.5}, strong_factor: [1, 3]}"]
+    recipe = load_recipe(RECIPES / "nano_stage2_6.yaml", overrides)
+    assert isinstance(recipe, Stage2Recipe)
+    found = recipe.pixel_degradation()
+    assert (found.weak_factor, found.strong_factor, found.final.probability) == ((2, 2), (1, 3), 0.5)
+
+
+def test_how_often_a_degradation_is_strong_is_for_the_phases() -> None:
+    with pytest.raises(ValueError, match=r"degradation\.strong is for the phases to say, got 0\.3"):
+        load_recipe(RECIPES / "nano_stage2_6.yaml", ["degradation={strong: 0.3}"])
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("task: vae\noutput: out\nmodel: {}\n")

@@ -36,11 +36,13 @@ class Outcome:
         output: folder of the run.
         steps: done so far, over all phases.
         finished: whether all phases are done; otherwise resume goes on.
+        num_skipped: clips of one's own that were left out so far; `flashvideo.training.left_out.FILE` says why.
     """
 
     output: Path
     steps: int
     finished: bool
+    num_skipped: int
 
 
 def train(
@@ -81,12 +83,13 @@ def train(
         if resume:
             run.restore()
         try:
+            run.check_data()
             while run.progress.phase < len(phases):
                 wishes = _run_phase_with_bar(run)
                 if wishes.stop:
                     raise Interrupted(_farewell(run), wishes.stop)
                 if wishes.out_of_time and run.progress.phase < len(phases):
-                    return Outcome(output=run.output, steps=run.progress.total, finished=False)
+                    return _outcome(run, finished=False)
             run.finish()
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, Interrupted):
@@ -96,7 +99,16 @@ def train(
             ) from None
         finally:
             accelerator.end_training()
-    return Outcome(output=run.output, steps=run.progress.total, finished=True)
+    return _outcome(run, finished=True)
+
+
+def _outcome(run: Run, *, finished: bool) -> Outcome:
+    return Outcome(
+        output=run.output,
+        steps=run.progress.total,
+        finished=finished,
+        num_skipped=len(run.left_out.reasons),
+    )
 
 
 def _run_phase_with_bar(run: Run) -> Wishes:

@@ -124,7 +124,7 @@ def phase_prompts(
         has_text: Whether there is a text encoder, frozen or in training.
     """
     share = held_out_share(recipe)
-    items = [item for item in range(len(clips)) if not is_held_out(clips.name(item), share)]
+    items = [item for item in range(len(clips)) if not is_held_out(clips.key(item), share)]
     if not has_text:
         return dict.fromkeys(items, "")
     prefix = recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else ""
@@ -315,7 +315,7 @@ class StepLatents(Dataset):
             image_share=image_share,
             keep=lambda item: (
                 all(first + item in self._places for first in self._views)
-                and not is_held_out(clips.name(item), held_out)
+                and not is_held_out(clips.key(item), held_out)
             ),
             reason=f"of the {len(clips)} clips, what could be read and data.held_out, {held_out},",
         )

@@ -13,7 +13,6 @@ Shapes: pixels (B, F, 3, H, W), latents (B, f, C, h, w), text (B, L, D). Equatio
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from torch.utils.data import Dataset, default_collate
 from transformers import T5EncoderModel
 
 from flashvideo.data.captions import full_caption
-from flashvideo.data.clips.samples import format_skipped
 from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
@@ -53,8 +51,6 @@ from flashvideo.training.world import PoolClips, held_out_scenes
 from flashvideo.vae import encode_pixels
 from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import contact_sheet, save_image
-
-logger = logging.getLogger(__name__)
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
 """What readers look for in previews of the procedural world."""
@@ -241,8 +237,6 @@ class Stage1Task:
         """
         if self.recipe.data is None:
             return self._judge(count, folder)
-        if self.step_clips is not None and self.step_clips.clips.skipped:
-            logger.info(format_skipped(self.step_clips.clips.skipped))
         with at_work(self.device, self.vae, self.text_encoder):
             return self._watch(folder)
 

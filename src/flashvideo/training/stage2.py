@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flashvideo.data.clips.samples import format_skipped
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import (
     euler,
@@ -50,8 +48,6 @@ from flashvideo.training.world import CaptionedCrops
 from flashvideo.vae import decode_latents
 from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import resize_video
-
-logger = logging.getLogger(__name__)
 
 
 def path_loss(
@@ -263,9 +259,6 @@ class Stage2Task:
             folder: Gets the sheet.
         """
         recipe = self.recipe
-        if self.step_clips is not None and self.step_clips.clips.skipped:
-            logger.info(format_skipped(self.step_clips.clips.skipped))
-
         self.watched = self.watched or self._clips_to_watch()
 
         def enhance(low: Tensor, caption: str, steps: Sequence[int]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 from flashvideo.training.clip_data import ClipData
 from flashvideo.training.config import LoRA, Phase, Recipe
+from flashvideo.training.recipe_degradation import RecipeDegradation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +254,8 @@ class Stage2Recipe(Recipe):
         precomputed: folder of latents and text embeddings that `flashvideo precompute` made of `data`; by default both
             are computed at every step.
         validation: others to validate on; by default a share of `data` that is never trained on.
-        degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. Of its `strong`
-            the phases' own takes the place.
+        degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. How often it is
+            strong is for the phases to say.
         strength: of the strong degradation: 1 as it is, 0 the mildest of all its ranges.
         prompt_prefix: put before each caption, as at inference; the released model reads "medium motion,".
         size: (height, width) of the full frame.
@@ -276,7 +277,7 @@ class Stage2Recipe(Recipe):
     data: ClipData | None = None
     precomputed: str = ""
     validation: ClipData | None = None
-    degradation: PixelDegradation | None = None
+    degradation: RecipeDegradation | None = None
     strength: float = 1.0
     prompt_prefix: str = ""
     size: tuple[int, int] = (384, 640)
@@ -319,9 +320,7 @@ class Stage2Recipe(Recipe):
 
     def pixel_degradation(self) -> PixelDegradation:
         """What low quality is made by."""
-        factor = (float(self.scale), float(self.scale))
-        published = PixelDegradation(weak_factor=factor, strong_factor=factor)
-        return (self.degradation or published).milder(self.strength)
+        return (self.degradation or RecipeDegradation()).at(self.scale).milder(self.strength)
 
     def noise_step_to_watch(self) -> int:
         """Noise step of validation."""

@@ -53,7 +53,12 @@ class Steps:
         self.device = next(task.modules.parameters()).device
         self.parameters = list(processes.trained_parameters(task.modules).values())
 
-    def batches(self, progress: Progress) -> Iterator[Any]:
+    def dataset(self, phase_index: int) -> Dataset:
+        """The samples of a phase."""
+        phase = self.phases[phase_index]
+        return self.task.dataset(phase_index, processes.clips_per_step(phase, self.accelerator))
+
+    def batches(self, progress: Progress, dataset: Dataset) -> Iterator[Any]:
         """This process's batches of the phase from the next step on, in the fixed order of their indices."""
         phase, workers = self.phases[progress.phase], self.recipe.workers
         indices = [
@@ -62,7 +67,6 @@ class Steps:
             for micro_batch in range(phase.accumulate)
             for place in processes.places_of(phase, micro_batch, self.accelerator)
         ]
-        dataset = self.task.dataset(progress.phase, self.clips(progress))
         self._note_data(dataset, progress)
         loader = DataLoader(
             dataset,

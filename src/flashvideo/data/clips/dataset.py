@@ -2,8 +2,8 @@
 
 Sample `index` is of item ``index % len(dataset)`` and depends on the data, the seed and the index alone, so that a
 resumed run sees what an uninterrupted one would have seen. A file that turns out not to be readable is replaced by the
-next of its bucket; the sample carries a note of that, since what a loader's worker process learns is lost with it: the
-process that trains hands the notes of each batch to `ClipDataset.record`, and `format_skipped` lists them in the end.
+next of its bucket, or of those that the caller allows; the sample carries a note of that, since what a loader's worker
+process learns is lost with it: the process that trains hands the notes of each batch to `ClipDataset.record`.
 
 Shapes: F frames, H height, W width.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.bucket_sampler import Group
 from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
 from flashvideo.data.clips.cache import FileCache
 from flashvideo.data.clips.config import ClipsConfig
@@ -59,7 +59,7 @@ class ClipDataset(Dataset[ClipSample]):
         skipped: Reason by name of every clip that was left out or replaced so far.
         num_without_caption: How many usable clips have no caption.
         buckets: The bucket of each group.
-        groups: The items of each bucket, for `BucketBatchSampler`.
+        groups: The items of each bucket, for `BucketBatches`.
 
     Raises:
         ValueError: If a frame count does not fit the VAE, a source is not right, or no clip can be used.
@@ -99,15 +99,27 @@ class ClipDataset(Dataset[ClipSample]):
         """
         if index < 0:
             raise IndexError(f"index must be 0 or more, got {index}")
+        return self.sample(index, self.groups[self._group_numbers[index % len(self)]].items)
+
+    def sample(self, index: int, among: np.ndarray) -> ClipSample:
+        """Sample `index`, for which no other clips than some stand in.
+
+        Args:
+            index: As for `dataset[index]`.
+            among: (n,) items of the same bucket in ascending order, that of the sample among them.
+
+        Raises:
+            ValueError: If not one of them can be read.
+        """
         item = index % len(self)
-        group, position = self._places[item]
-        items = self.groups[group].items
+        position = int(np.searchsorted(among, item))
+        bucket = self.bucket(item)
         skips: list[tuple[str, str]] = []
-        for attempt in range(len(items)):
-            candidate = int(items[(position + attempt) % len(items)])
+        for attempt in range(len(among)):
+            candidate = int(among[(position + attempt) % len(among)])
             rng = np.random.default_rng([self.seed, index, attempt]) if self.training else None
             try:
-                return self._sample(candidate, self.buckets[group], rng, tuple(skips))
+                return self._sample(candidate, bucket, rng, tuple(skips))
             except MemoryError:
                 raise
             except Exception as error:  # decoders and file systems of many makers: no clip may end a run
@@ -115,13 +127,21 @@ class ClipDataset(Dataset[ClipSample]):
                 if get_worker_info() is None:  # what a worker process records is lost; its notes are not
                     self.record(skips[-1:])
         raise ValueError(
-            f"none of the {len(items)} clips of bucket {self.buckets[group]} can be read; the first is "
+            f"none of the {len(among)} clips of bucket {bucket} can be read; the first is "
             f"{skips[0][0]}: {skips[0][1]}"
         )
 
     def name(self, item: int) -> str:
         """The name of an item, as in `skipped`."""
         return self._entries[item].name
+
+    def key(self, item: int) -> str:
+        """The path of an item's file as seen from its source: the same on every machine."""
+        return self._entries[item].key
+
+    def bucket(self, item: int) -> Bucket:
+        """The size that an item is brought to."""
+        return self.buckets[self._group_numbers[item]]
 
     def caption(self, item: int) -> str:
         """The caption of an item, without decoding it; empty if there is none.
@@ -137,22 +157,6 @@ class ClipDataset(Dataset[ClipSample]):
             if name not in self.skipped:
                 logger.warning("%s is skipped: %s", name, reason)
             self.skipped[name] = reason
-
-    def batches(
-        self, *, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0, stop: int | None = None
-    ) -> BucketBatchSampler:
-        """A `BucketBatchSampler` of this data set, of its seed and its config's `image_share`."""
-        return BucketBatchSampler(
-            self.groups,
-            num_items=len(self),
-            batch_size=batch_size,
-            image_share=self.config.image_share,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            start=start,
-            stop=stop,
-        )
 
     def fingerprint(self) -> str:
         """A short hash of the config, the seed, and name, bytes, header and part of each usable clip, in their order.
@@ -211,17 +215,15 @@ class ClipDataset(Dataset[ClipSample]):
         self._check_kinds(num_unwanted)
 
     def _group(self, placed: dict[Bucket, list[int]], weights: np.ndarray) -> None:
-        """Makes the groups, and notes where in them each item stands."""
+        """Makes the groups, and notes which of them each item is of."""
         self.buckets: list[Bucket] = sorted(placed)
         self.groups = [
             Group(items=np.asarray(placed[b]), weights=weights[placed[b]], is_image=b.num_frames == 1)
             for b in self.buckets
         ]
-        self._places = {
-            item: (number, position)
-            for number, bucket in enumerate(self.buckets)
-            for position, item in enumerate(placed[bucket])
-        }
+        self._group_numbers = np.zeros(len(self), dtype=int)
+        for number, group in enumerate(self.groups):
+            self._group_numbers[group.items] = number
 
     def _bucket(self, entry: ClipEntry, header: ClipHeader, buckets: list[Bucket]) -> Bucket:
         """Which of the buckets a clip goes to; ClipError if it does not meet what the config asks for."""
