@@ -125,7 +125,8 @@ def describe_device(device: torch.device) -> str:
 def push(output: Path, repository: str, parts: Sequence[str]) -> None:
     """Upload what a finished run left, without checkpoints; a new repository is private.
 
-    The recipe goes without the machine's folders. What fails is a warning that says how to try again: the weights are safe on the disk.
+    The recipe goes without the machine's folders. What fails is a warning that says how to try again: the weights are
+    safe on the disk.
 
     Args:
         output: of the run.
