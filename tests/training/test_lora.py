@@ -172,6 +172,8 @@ def test_an_adapter_of_another_model_is_not_merged(tiny_transformer, tmp_path):
         ValueError, match=r"does not fit the transformer at transformer_blocks\.1\..* another model"
     ):
         merge_lora(tiny_transformer(1, num_layers=1), tmp_path / LORA_FILE)
+    with pytest.raises(ValueError, match="must be an adapter of stage2, got one of stage1"):
+        merge_lora(tiny_transformer(2), tmp_path / LORA_FILE)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="must be an adapter that training wrote"):
         merge_lora(tiny_transformer(1), tmp_path / "bad.safetensors")
