@@ -96,7 +96,7 @@ def check_vae(recipe: Recipe, own: AutoencoderKLCogVideoX) -> float | None:
         return None
     scale = None
     if isinstance(recipe, Stage1Recipe | Stage2Recipe):
-        trained = start_vae(recipe, torch.device("cpu")).to(own.dtype)
+        trained = start_vae(recipe, torch.device("cpu"))
         scale = float(trained.config.scaling_factor)
     else:
         trained = AutoencoderKLCogVideoX.from_pretrained(folder, torch_dtype=own.dtype)
@@ -171,7 +171,9 @@ def _encoding(vae: AutoencoderKLCogVideoX) -> nn.ModuleDict:
 
 def _refuse_others(what: str, own: nn.Module, trained: nn.Module, folder: Path) -> None:
     ours, theirs = own.state_dict(), trained.state_dict()
-    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
+    if ours.keys() != theirs.keys() or not all(
+        torch.equal(tensor, theirs[name].to(tensor.dtype)) for name, tensor in ours.items()
+    ):
         raise ValueError(
             f"the model's {what} must be the one that the run was trained with, in {folder}, but has other weights; "
             "give the model that has it as --base, or its own run too"
