@@ -495,3 +495,20 @@ def test_captions_get_the_prompt_prefix_and_no_caption_stays_no_text(stage2: Sta
 def test_natural_clips_come_without_a_caption() -> None:
     natural = Stage2Phase(steps=1, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), natural=1.0)
     assert CaptionedCrops(0, natural, (96, 160))[0, 0][1] == ""
+
+
+def test_pictures_in_place_of_videos_are_watched_within_their_own_noise_steps(
+    stage2: Stage2Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = dataclasses.replace(PHASE2, lengths=(1, 5), noise_steps_by_frames={1: (600, 750)})
+    stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,), watch_noise_step=20)
+    stage2.watched = [(torch.zeros(frames, 3, 32, 48), "") for frames in (5, 1)]
+    noise_steps = []
+
+    def enhance(low: torch.Tensor, *arguments: object, noise_step: int, **options: object) -> list:
+        noise_steps.append(noise_step)
+        return [torch.zeros(1, low.shape[1], 3, 32, 48)] * 4
+
+    monkeypatch.setattr(stage2, "enhance", enhance)
+    stage2.validate(tmp_path)
+    assert noise_steps == [20, 675]

@@ -84,3 +84,16 @@ def test_a_better_picture_is_worth_more_and_a_much_worse_one_is_warned_of(tiny_v
     assert task.score(good) == pytest.approx(32 + 4 * 1.9)
     assert task.score(good) > task.score(blurred) and task.score(good) > task.score(noisy)
     assert not task.warnings(blurred, [good]) and len(task.warnings(noisy, [good])) == 1
+
+
+def test_a_run_resumed_at_its_end_saves_the_latent_scale_that_validation_found(
+    tiny_vae, tmp_path, pixels, monkeypatch
+) -> None:
+    monkeypatch.setattr("flashvideo.training.vae.held_out_clips", lambda *arguments, **sizes: pixels)
+    validated, resumed = _task(tiny_vae, tmp_path), _task(tiny_vae, tmp_path)
+    validated.validate(tmp_path)
+    scales = []
+    for name, task in (("validated", validated), ("resumed", resumed)):
+        task.save(tmp_path / name)
+        scales.append(AutoencoderKLCogVideoX.load_config(tmp_path / name / "vae")["scaling_factor"])
+    assert scales[0] == scales[1] != tiny_vae.config.scaling_factor

@@ -7,14 +7,12 @@ and two processes do what one with twice the batch does.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from flashvideo.training.checkpoints import PARTIAL, put_in_place, remove_partia
 from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.processes import start_processes
 from flashvideo.training.publishing import check_repository
+from flashvideo.training.recipes import recipe_text
 from flashvideo.training.run import Run, Wishes
 from flashvideo.training.stopping import Interrupted, StopSignals
 from flashvideo.training.task import Task
@@ -155,6 +154,6 @@ def prepare_output(
         for folder in (output, output / "checkpoints", output / "best"):
             remove_partial(folder)
         partial = output / ("recipe.yaml" + PARTIAL)
-        write_durably(partial, yaml.safe_dump(json.loads(json.dumps(asdict(recipe))), sort_keys=False))
+        write_durably(partial, recipe_text(recipe))
         put_in_place(partial, output / "recipe.yaml")
     accelerator.wait_for_everyone()

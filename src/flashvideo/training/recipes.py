@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "VAEPhase",
     "VAERecipe",
     "load_recipe",
+    "recipe_text",
 ]
 
 
@@ -169,3 +171,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if task not in RECIPES:
         raise ValueError(f"task must be one of {', '.join(RECIPES)}, got {task!r}")
     return build(RECIPES[task], data)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """What `load_recipe` reads as this recipe: YAML of all its keys, with the shipped model by its name."""
+    data = json.loads(json.dumps(asdict(recipe)))
+    for key, folder in SHIPPED.items():
+        if data.get(key) == str(folder):
+            data[key] = NANO.name
+    return yaml.safe_dump(data, sort_keys=False)

@@ -266,7 +266,7 @@ class Stage2Task:
                 low[None],
                 [caption],
                 steps=steps,
-                noise_step=recipe.noise_step_to_watch(),
+                noise_step=recipe.noise_step_to_watch(len(low)),
                 guidance=recipe.watch_guidance,
             )
             return [result[0].cpu() for result in results]

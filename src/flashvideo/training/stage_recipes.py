@@ -322,11 +322,16 @@ class Stage2Recipe(Recipe):
         """What low quality is made by."""
         return (self.degradation or RecipeDegradation()).at(self.scale).milder(self.strength)
 
-    def noise_step_to_watch(self) -> int:
-        """Noise step of validation."""
-        if self.watch_noise_step is not None:
-            return self.watch_noise_step
-        return sum(self.phases[-1].noise_range(self.watch_frames)) // 2
+    def noise_step_to_watch(self, frames: int | None = None) -> int:
+        """Noise step of validation for clips of so many frames, by default `watch_frames`.
+
+        For others, such as pictures where videos are missing, `watch_noise_step` counts within their own range alone.
+        """
+        low, high = self.phases[-1].noise_range(frames or self.watch_frames)
+        given = self.watch_noise_step
+        if given is not None and (frames in (None, self.watch_frames) or low <= given <= high):
+            return given
+        return (low + high) // 2
 
 
 def image_share(phase: Stage1Phase | Stage2Phase) -> float:
