@@ -20,6 +20,7 @@ def test_each_prompt_gets_its_candidates_and_their_scores(flashvideo, prompts, t
     (tmp_path / "own_scorer.py").write_text(
         "def score(frames, prompt):\n    return frames.mean() + len(prompt)\n"
     )
+    (tmp_path / "length.py").write_text("def score(frames, prompt):\n    return len(prompt)\n")
     monkeypatch.syspath_prepend(tmp_path)
     output = tmp_path / "candidates"
     words = ("--prompts", prompts, "--scorer", "own_scorer:score", "--candidates", 2, "-o", output, "--json")
@@ -27,8 +28,12 @@ def test_each_prompt_gets_its_candidates_and_their_scores(flashvideo, prompts, t
     assert outcome.code == 0, outcome.err
     data = json.loads(outcome.out)
     assert (data["prompts"], data["pairs"]) == (2, 2)
-    first, second = (read_candidates(path) for path in sorted(output.iterdir()))
+    first, second = (read_candidates(path) for path in sorted(output.glob("*.safetensors")))
     assert (first.prompt, second.prompt) == ("a red circle moves left", "red")
+    refused = flashvideo("pairs", *("length:score" if w == "own_scorer:score" else w for w in words))
+    assert (
+        refused.code == 1 and "holds candidates of another scorer, own_scorer:score instead of" in refused.out
+    )
     assert first.scores == pytest.approx([23, 23], abs=1) and second.scores == pytest.approx([3, 3], abs=1)
 
 

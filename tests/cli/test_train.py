@@ -7,6 +7,8 @@ import signal
 import pytest
 import torch
 
+from flashvideo.training.loop import Outcome
+
 RECIPE = """
 task: vae
 output: {output}
@@ -120,6 +122,16 @@ def test_a_training_that_is_out_of_time_says_that_it_is_not_done(call, recipe, t
     assert outcome.code == 0
     assert "stopped at step 1; --resume goes on in" in outcome.out
     assert not (tmp_path / "runs" / "line" / "trained.txt").exists()
+
+
+def test_clips_that_were_left_out_are_one_line_that_names_their_list(
+    call, recipe, task, tmp_path, monkeypatch
+):
+    task()
+    outcome = Outcome(output=tmp_path, steps=3, finished=True, num_skipped=2)
+    monkeypatch.setattr("flashvideo.training.loop.train", lambda *arguments, **options: outcome)
+    said = call("train", recipe, "--device", "cpu").out
+    assert f"2 clips were left out; {tmp_path / 'skipped.txt'} says why" in said.splitlines()
 
 
 def test_another_training_in_the_same_output_is_refused(call, refusal, recipe, task):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.bucket_sampler import BucketBatches, Group
 from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
 from flashvideo.data.clips.files import ClipError
 
@@ -82,7 +82,7 @@ def group(start, count, *, is_image=False, weights=1.0):
 
 def sampler(groups, **options):
     settings = {"batch_size": 4, "seed": 3} | options
-    return BucketBatchSampler(groups, **{"num_items": sum(len(g.items) for g in groups)} | settings)
+    return BucketBatches(groups, **{"num_items": sum(len(g.items) for g in groups)} | settings)
 
 
 def group_of(groups, sample, num_items):
@@ -100,19 +100,11 @@ def test_all_samples_of_a_batch_are_of_one_bucket():
 
 
 def test_batches_depend_on_the_seed_alone_and_a_run_resumes_at_any_of_them():
-    whole = list(sampler(MIXED, image_share=0.3, stop=250))
-    assert list(sampler(MIXED, image_share=0.3, start=171, stop=250)) == whole[171:]
-    assert sampler(MIXED, image_share=0.3).batch(249) == whole[249]
-    assert list(sampler(MIXED, image_share=0.3, stop=250, seed=4)) != whole
-
-
-def test_ranks_get_other_samples_of_the_same_bucket_and_together_one_larger_batch():
-    one = sampler(MIXED, batch_size=8, image_share=0.3)
-    ranks = [sampler(MIXED, batch_size=4, image_share=0.3, rank=rank, world_size=2) for rank in (0, 1)]
-    for number in range(150):
-        first, second = (rank.batch(number) for rank in ranks)
-        assert not set(first) & set(second)
-        assert first + second == one.batch(number)
+    first, resumed = sampler(MIXED, image_share=0.3), sampler(MIXED, image_share=0.3)
+    other = sampler(MIXED, image_share=0.3, seed=4)
+    whole = [first.batch(number) for number in range(250)]
+    assert [resumed.batch(number) for number in range(171, 250)] == whole[171:]
+    assert [other.batch(number) for number in range(250)] != whole
 
 
 def test_no_sample_ever_comes_twice_and_no_clip_again_before_all_of_its_bucket():
@@ -159,7 +151,8 @@ def test_clips_of_twice_the_weight_come_twice_as_often():
 def test_the_draws_of_a_seed_are_these():
     # A run that is resumed with a later version goes on with the samples that it would have seen.
     groups = [Group(items=np.arange(4), weights=np.array([1, 2, 1, 1.5]), is_image=False), group(4, 2)]
-    assert list(sampler(groups, batch_size=6, stop=5)) == [
+    batches = sampler(groups, batch_size=6)
+    assert [batches.batch(number) for number in range(5)] == [
         [1, 0, 3, 2, 7, 9],
         [18, 19, 25, 21, 27, 20],
         [39, 43, 38, 36, 45, 37],
@@ -170,24 +163,26 @@ def test_the_draws_of_a_seed_are_these():
 
 def test_fewer_clips_than_a_batch_still_fill_it_with_samples_that_differ():
     tiny = [group(0, 3), group(3, 1)]
-    batches = sampler(tiny, batch_size=8, world_size=2)
+    batches = sampler(tiny, batch_size=16)
     for number in range(30):
-        batch = batches.batch(number)
-        assert len(set(batch)) == 8
+        assert len(set(batches.batch(number))) == 16
+
+
+def test_a_clip_alone_in_its_bucket_comes_as_often_as_the_others():
+    batches = sampler([group(0, 600), group(600, 1)], batch_size=64)
+    lone = [number for number in range(601) if batches.group_of(number) == 1]
+    assert len(lone) == 1  # of 64 samples, as each of the others has in 601 batches
 
 
 def test_one_pass_is_as_many_batches_as_show_each_clip_once():
     assert sampler([group(0, 60)]).batches_per_pass == 15
     assert sampler([group(0, 60), group(60, 40, is_image=True)], image_share=0.5).batches_per_pass == 30
-    assert sampler([group(0, 60)], world_size=2).batches_per_pass == 8
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
-        ({"rank": 2, "world_size": 2}, "rank must be from 0 to world_size - 1 = 1, got 2"),
-        ({"start": 3, "stop": 2}, "start must be 0 or more, and stop no less, got 3 and 2"),
         ({"image_share": 1.0}, "there is nothing to draw batches from"),
     ],
 )

@@ -8,11 +8,11 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.bucket_sampler import BucketBatches
 from flashvideo.data.clips.config import ClipsConfig
-from flashvideo.data.clips.samples import collate_clips, format_skipped
+from flashvideo.data.clips.samples import format_skipped
 from flashvideo.data.clips.sources import ClipSource
 
 
@@ -192,28 +192,6 @@ def test_a_bucket_of_which_all_clips_broke_is_one_error(broken_later, make_datas
         _ = dataset[2]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-)  # Python 3.12 and later
-def test_what_a_loaders_worker_skips_reaches_the_process_that_trains(broken_later, make_dataset):
-    path, damage = broken_later
-    dataset = make_dataset(path)
-    damage(1)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=dataset.batches(batch_size=4, stop=2),
-        collate_fn=collate_clips,
-        num_workers=1,
-        multiprocessing_context="fork",
-    )
-    batches = list(loader)
-    assert [batch.pixels.shape for batch in batches] == [(4, 5, 3, 16, 24)] * 2
-    assert dataset.skipped == {}
-    for batch in batches:
-        dataset.record(batch.skips)
-    assert list(dataset.skipped) == [f"{path}/1.mp4"]
-
-
 def test_skipped_clips_are_listed_for_people():
     assert format_skipped({}) == "No clip was skipped."
     assert format_skipped({"a.mp4": "it is empty"}) == "1 clip was skipped:\n  a.mp4: it is empty"
@@ -282,12 +260,8 @@ SETTINGS = {"sources": (ClipSource(path="clips"),), "buckets": ((17, 64, 96),), 
     [
         ({"sources": ()}, "sources must have at least one entry, got none"),
         (
-            {"buckets": ((64,),)},
-            r"a bucket must be \(frames, height, width\) or \(height, width\), got \(64,\)",
-        ),
-        (
             {"buckets": ((64, 96),)},
-            r"bucket \(64, 96\) names no number of frames; write it first, or give frames",
+            r"a bucket must be \(frames, height, width\), each at least 1, got \(64, 96\)",
         ),
         ({"buckets": ((1, 64, 96),)}, "buckets must have one of more than 1 frame unless image_share is 1"),
         ({"frame_rate": 0.0}, "frame_rate must be greater than 0, got 0.0"),
@@ -303,7 +277,7 @@ def test_a_config_that_makes_no_sense_is_one_sentence(options, expected):
 
 
 def test_buckets_may_share_a_number_of_frames_and_pictures_take_their_sizes():
-    config = ClipsConfig(**SETTINGS | {"buckets": ((64, 96), (5, 96, 64)), "frames": 17})
+    config = ClipsConfig(**SETTINGS | {"buckets": ((17, 64, 96), (5, 96, 64))})
     assert list(map(str, config.video_buckets())) == ["17x64x96", "5x96x64"]
     assert list(map(str, config.image_buckets())) == ["1x64x96", "1x96x64"]
     own = ClipsConfig(**SETTINGS | {"buckets": ((17, 64, 96), (1, 128, 128))})
@@ -327,6 +301,7 @@ def test_sources_are_seen_by_their_weight(folder, counted):
     sources = (ClipSource(path=str(folder), weight=0.5), ClipSource(path=str(counted.parent), weight=3.0))
     config = ClipsConfig(sources=sources, buckets=((5, 16, 24),), frame_rate=24.0)
     dataset = ClipDataset(config, temporal_compression=4, progress=False)
-    samples = [sample for batch in dataset.batches(batch_size=6, stop=10) for sample in batch]
+    batches = BucketBatches(dataset.groups, num_items=len(dataset), batch_size=6)
+    samples = [sample for number in range(10) for sample in batches.batch(number)]
     counts = np.bincount([sample % len(dataset) for sample in samples])
     assert counts[6] == 30 and counts[:6].sum() == 30

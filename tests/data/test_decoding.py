@@ -1,6 +1,8 @@
 """Files to frames: what a header says, any frame at any time, frame rates, files that are not right."""
 
 import dataclasses
+import errno
+import io
 import itertools
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +38,9 @@ def frames_at(path, times, header=None):
 
 
 def entry_of(path, **options):
-    return ClipEntry(name=str(path), file=clip_file(path), source="s", is_image=False, **options)
+    return ClipEntry(
+        name=str(path), key=path.name, file=clip_file(path), source="s", is_image=False, **options
+    )
 
 
 def part_of(path, num_frames, frame_rate, *, rng=None, avoid_cuts=False, tries=4, **options):
@@ -316,6 +320,23 @@ def test_a_picture_that_is_cut_off_or_none_is_one_reason(tmp_path, write_picture
     short.write_text("no picture")
     with pytest.raises(ClipError, match="it is no picture that can be read"):
         read_image_header(clip_file(short))
+
+
+def test_a_picture_that_could_not_be_read_for_now_is_not_called_a_bad_one(
+    tmp_path, write_picture, monkeypatch
+):
+    picture = clip_file(write_picture(tmp_path / "whole.png"))
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(errno.EIO, "Input/output error")
+
+    for read in (read_image, read_image_header):
+        with monkeypatch.context() as patched:
+            patched.setattr(ClipFile, "open", lambda self: Failing())
+            with pytest.raises(OSError, match="Input/output error"):
+                read(picture)
+        read(picture)
 
 
 def test_a_file_inside_a_shard_is_decoded_where_it_lies(tmp_path, counted, count_of):

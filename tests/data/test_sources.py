@@ -33,6 +33,25 @@ def write_tar(path, members):
     return str(path)
 
 
+def test_a_key_is_the_path_as_seen_from_the_source_and_that_of_all_parts_of_a_video(tmp_path):
+    touch(tmp_path / "s0" / "video.mp4", tmp_path / "s1" / "video.mp4", tmp_path / "clip#1.mp4")
+    (tmp_path / "t.csv").write_text(
+        f"path,caption,start,end\ns0/video.mp4,,0,1\n{tmp_path}/s0/video.mp4,,1,2\nhttp://host/a.mp4,,,\n"
+    )
+    (tmp_path / "tars").mkdir()
+    for name in ("s0", "s1"):
+        write_tar(tmp_path / "tars" / f"{name}.tar", {"video.mp4": b"any"})
+
+    def keys(path):
+        return [entry.key for entry in listed(path).entries]
+
+    assert keys(tmp_path) == ["clip#1.mp4", "s0/video.mp4", "s1/video.mp4"]
+    assert keys(tmp_path / "t.csv") == ["s0/video.mp4"] * 2 + ["http://host/a.mp4"]
+    shards = ["s0.tar/video.mp4", "s1.tar/video.mp4"]
+    assert keys(tmp_path / "tars") == keys(tmp_path / "tars" / "s{0..1}.tar") == shards
+    assert keys(tmp_path / "tar*" / "s0.tar") == ["tars/s0.tar/video.mp4"]
+
+
 # --- Folders ----------------------------------------------------------------------------------------------------------
 
 

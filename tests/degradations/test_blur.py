@@ -17,7 +17,7 @@ from flashvideo.degradations.blur import (
     sinc_kernels,
 )
 from flashvideo.degradations.draws import ClipDraws
-from flashvideo.degradations.ranges import BlurRange, KernelMix
+from flashvideo.degradations.ranges import BlurRange, FinalSincRange, KernelMix
 
 KINDS = [field.name for field in dataclasses.fields(KernelMix)]
 
@@ -150,6 +150,12 @@ def test_small_sincs_have_their_own_cutoff(size: int, cutoff: float) -> None:
         kernels=_only("sinc"), sizes=(size,), cutoff=(1.0, 1.0), small_cutoff=(3.0, 3.0), cutoff_step=0
     )
     torch.testing.assert_close(draw_kernels(config, 1, _draws()), sinc_kernels(size, *_tensors(cutoff)))
+
+
+@pytest.mark.parametrize("size", [7, 21])
+def test_the_last_sinc_has_one_cutoff_at_all_sizes(size: int) -> None:
+    config = FinalSincRange(sizes=(size,), cutoff=(2.9, 2.9))
+    torch.testing.assert_close(draw_kernels(config, 1, _draws()), sinc_kernels(size, *_tensors(2.9)))
 
 
 def test_a_blur_of_probability_0_does_nothing() -> None:

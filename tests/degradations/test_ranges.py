@@ -1,6 +1,7 @@
 """Ranges: wrong ones are refused in one sentence, and milder ones lie inside."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from flashvideo.degradations.ranges import (
     JpegRange,
     KernelMix,
     NoiseRange,
+    OrderRange,
     ResizeRange,
     VideoCodecRange,
 )
@@ -86,8 +88,20 @@ def test_no_strength_leaves_the_good_ends_in_every_part() -> None:
     for order in (none.first, none.second):
         assert order.blur.sigma == (0.2, 0.2) and order.resize.factor == (1, 1)
         assert order.noise.sigma == (1, 1) and order.jpeg.quality == (95, 95)
-    assert none.final.small_cutoff[0] == none.final.small_cutoff[1]
+    assert none.first.blur.small_cutoff == none.final.cutoff == (math.pi, math.pi)
     assert none.video.bits_per_frame == (1e5, 1e5)
+
+
+def test_a_range_of_one_value_keeps_it_at_any_strength() -> None:
+    one = (1.3, 1.3)
+    fixed = OrderRange(
+        blur=BlurRange(sigma=one, cutoff=one, small_cutoff=one),
+        resize=ResizeRange(factor=(1.0, 1.0)),
+        noise=NoiseRange(sigma=one, scale=one),
+        jpeg=JpegRange(quality=(83.3, 83.3)),
+        video=VideoCodecRange(bits_per_frame=(12345.6, 12345.6)),
+    )
+    assert all(fixed.milder(percent / 100) == fixed for percent in range(101))
 
 
 def test_a_strength_beyond_one_is_an_error() -> None:

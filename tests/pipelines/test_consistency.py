@@ -188,6 +188,14 @@ def test_an_input_without_noise_changes_by_less_than_a_level_however_it_moves() 
     torch.testing.assert_close(average_noise(moving, result), moving, atol=2 / 255, rtol=0)
 
 
+def test_motion_and_light_that_the_result_follows_are_no_noise() -> None:
+    texture = 0.4 * smooth(3, 32, 96)
+    panned = torch.stack([texture.roll(t, dims=-1) for t in range(8)])[None]
+    faded = torch.stack([texture + 8 / 255 * t for t in range(8)])[None]
+    for clip in (panned, faded):
+        torch.testing.assert_close(average_noise(clip, clip), clip, atol=2 / 255, rtol=0)
+
+
 def test_what_moves_in_the_result_is_not_mixed_with_other_frames() -> None:
     clip = torch.zeros(1, 6, 3, 24, 48)
     for t in range(6):

@@ -1,6 +1,8 @@
 """Training on clips of one's own: both stages, sizes and lengths of a phase, and what is held out."""
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,13 +48,60 @@ def test_clips_held_out_are_those_that_training_never_sees_whatever_the_phase(da
         _names(_phase(data, folder, shapes=shapes)) for shapes in ([(5, 16, 24)], [(9, 32, 48), (5, 16, 16)])
     ]
     every = {str(path) for path in folder.glob("*.mp4")}
-    held_out = {name for name in every if is_held_out(name, data.held_out)}
+    held_out = {name for name in every if is_held_out(Path(name).name, data.held_out)}
     assert trained == [every - held_out] * 2 and 0 < len(held_out) < 6
     watched = held_out_clips(
         data, shape=(5, 16, 24), count=9, all_of_it=False, temporal=4, cache=folder / ".cache" / "clips.json"
     )
     assert len(watched) == len(held_out)
     assert all(caption == "a red circle moves left" for _, caption in watched)
+
+
+@pytest.fixture
+def breaking(data, folder, tmp_path):
+    """The same clips in another folder, and what breaks one of them after its header was read: `break(number)`."""
+    copy = Path(shutil.copytree(folder, tmp_path / "clips"))
+
+    def damage(*paths: Path) -> None:
+        for path in paths:
+            about = path.stat()
+            path.write_bytes(bytes(about.st_size))
+            os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    return dataclasses.replace(data, sources=(ClipSource(path=str(copy)),)), copy, damage
+
+
+def test_for_a_clip_that_breaks_in_training_none_that_is_held_out_stands_in(breaking):
+    data, folder, damage = breaking
+    clips = _phase(data, folder)
+    trained = [path for path in folder.glob("*.mp4") if not is_held_out(path.name, data.held_out)]
+    damage(*trained)
+    with pytest.raises(ValueError, match=f"none of the {len(trained)} clips of bucket 5x16x24 can be read"):
+        clips[0, 0]
+
+
+def test_for_a_clip_to_watch_that_is_broken_the_next_that_is_held_out_is_taken(breaking):
+    data, folder, damage = breaking
+    watch = {
+        "shape": (5, 16, 24),
+        "all_of_it": False,
+        "temporal": 4,
+        "cache": folder / ".cache" / "clips.json",
+    }
+    whole = [pixels for pixels, _ in held_out_clips(data, count=9, **watch)]
+    held_out = [path for path in folder.glob("*.mp4") if is_held_out(path.name, data.held_out)]
+    for count, path in enumerate(held_out, start=1):
+        damage(path)
+        if count < len(held_out):
+            left = [pixels for pixels, _ in held_out_clips(data, count=len(held_out) - count, **watch)]
+            assert len(left) == len(held_out) - count
+            assert all(any(torch.equal(one, other) for other in whole) for one in left)
+    with pytest.raises(ValueError, match=f"none of the {len(held_out)} clips to validate on can be read"):
+        held_out_clips(data, count=9, **watch)
+
+
+def test_clips_of_one_name_in_several_folders_are_not_held_out_together():
+    assert {is_held_out(f"s{number}/video.mp4", 0.5) for number in range(9)} == {False, True}
 
 
 def test_pictures_are_watched_where_videos_are_missing_and_the_other_way_round(data, folder):

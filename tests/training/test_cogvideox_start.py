@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.training.config import LoRA
 from flashvideo.training.loop import train
 from flashvideo.training.recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.stage2 import Stage2Task
+from flashvideo.training.starts import takes_adapter
 
 CPU = torch.device("cpu")
 
@@ -70,6 +72,13 @@ def test_a_start_without_a_vae_needs_one_and_so_does_no_start(recipe, tiny_trans
         Stage2Task(dataclasses.replace(recipe, start=str(tmp_path)), CPU)
     with pytest.raises(ValueError, match="the recipe must give 'vae', which only a start may bring along"):
         dataclasses.replace(recipe, start="", model={"num_layers": 1})
+
+
+def test_an_adapter_cannot_make_a_stage_2_of_it(recipe):
+    adapter = dataclasses.replace(recipe, lora=LoRA(rank=2, alpha=2.0))
+    with pytest.raises(ValueError, match="lora cannot make a Stage II of the CogVideoX"):
+        Stage2Task(adapter, CPU)
+    assert not takes_adapter(recipe)  # so that no dry run proposes one
 
 
 def test_positions_can_stay_absolute_as_the_paper_compares(recipe):

@@ -103,6 +103,20 @@ def test_clips_of_ones_own_are_counted_and_missing_ones_are_a_note(path, tmp_pat
     assert any("the first batch is not drawn" in note for note in found.notes)
 
 
+def test_clips_that_are_left_out_are_counted_and_the_first_named(path, tmp_path, capsys):
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "good.mp4", torch.zeros(9, 3, 32, 48), frame_rate=8)
+    for number in range(12):
+        (tmp_path / "clips" / f"bad{number:02}.mp4").write_bytes(b"")
+    sources = f"{{sources: [{{path: {tmp_path / 'clips'}}}], held_out: 0}}"
+    assert main(["train", str(path), f"data={sources}", f"validation={sources}", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    counted = "phase 1: 1 videos and 0 pictures (1 of 5x32x32), 1 without a caption, 12 left out"
+    first = lines.index(counted) + 1
+    assert lines[first] == f"  {tmp_path}/clips/bad00.mp4 is left out: it is empty (0 bytes)"
+    assert len([line for line in lines if " is left out: " in line]) == 10
+
+
 def test_the_picture_has_a_row_per_clip_with_what_is_made_of_it(tmp_path):
     white, black = torch.ones(5, 3, 10, 20), -torch.ones(5, 3, 10, 20)
     rows = [

@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.config import ClipsConfig
+from flashvideo.data.clips.sources import ClipSource
 from flashvideo.training.config import Phase
 from flashvideo.training.curve import TIMES
 from flashvideo.training.stopping import Interrupted
@@ -135,6 +138,32 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_continued(
     assert "step_00000004 is damaged (state.pt is" in caplog.text
     ours, theirs = (load_file(run / WEIGHTS) for run in (tmp_path, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_resumed_run_warns_once_of_other_clips_and_so_do_processes_that_differ(
+    toy, clip_folder, tmp_path, caplog, monkeypatch
+) -> None:
+    folder = clip_folder(["a", "b"])
+    config = ClipsConfig(sources=(ClipSource(path=str(folder)),), buckets=((5, 16, 24),), frame_rate=8.0)
+
+    def go_on() -> list[str]:
+        task, dataset = toy.ToyTask(), toy.Clips(4)
+        dataset.clips = ClipDataset(config, temporal_compression=4, progress=False)
+        task.dataset = lambda phase_index, clips_per_step: dataset
+        caplog.clear()
+        toy.run(toy.recipe(tmp_path, phases=(_phase(6),)), task, resume=True, max_minutes=1e-9)
+        return [record.getMessage() for record in caplog.records if record.name.endswith("steps")]
+
+    assert not go_on() and not go_on()
+    (folder / "clip0.mp4").rename(folder / "clip9.mp4")
+    (warning,) = go_on()
+    assert "not those that phase 1 began with, so that its 4 steps left see other samples" in warning
+    assert not go_on()
+    monkeypatch.setattr(
+        "flashvideo.training.steps.gather_object", lambda values: [*values, "what another process sees"]
+    )
+    (warning,) = go_on()
+    assert "the processes see different clips" in warning
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_secret(toy, tmp_path) -> None:

@@ -122,11 +122,12 @@ def test_the_files_header_tells_rank_alpha_and_modules(tiny_transformer, tmp_pat
     assert len(settings["transformer.target_modules"]) == 4
 
 
-def test_stage_2_trains_and_saves_an_adapter_that_merges(cogvideox_folder, tmp_path):
+def test_stage_2_trains_and_saves_an_adapter_that_merges(toy_pipeline, tmp_path):
+    toy_pipeline(["a", "red", "circle"]).save_pretrained(tmp_path / "model")
     recipe = Stage2Recipe(
         task="stage2",
         output=str(tmp_path / "run"),
-        start=str(cogvideox_folder(rotary=True)),
+        start=str(tmp_path / "model"),
         phases=(Stage2Phase(steps=2, batch=2, frames=5, learning_rate=1e-3, crops=((16, 24),), natural=1.0),),
         lora=LoRA(rank=2, alpha=2.0),
         size=(32, 48),
@@ -171,6 +172,8 @@ def test_an_adapter_of_another_model_is_not_merged(tiny_transformer, tmp_path):
         ValueError, match=r"does not fit the transformer at transformer_blocks\.1\..* another model"
     ):
         merge_lora(tiny_transformer(1, num_layers=1), tmp_path / LORA_FILE)
+    with pytest.raises(ValueError, match="must be an adapter of stage2, got one of stage1"):
+        merge_lora(tiny_transformer(2), tmp_path / LORA_FILE)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="must be an adapter that training wrote"):
         merge_lora(tiny_transformer(1), tmp_path / "bad.safetensors")

@@ -18,6 +18,7 @@ from flashvideo.data.clips.sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.text import build_word_tokenizer
 from flashvideo.training import precompute as making
+from flashvideo.training import precomputed as reading
 from flashvideo.training.clip_data import ClipData, is_held_out
 from flashvideo.training.draws import Draws
 from flashvideo.training.precompute import Extent, Outcome, precompute
@@ -116,7 +117,7 @@ def test_phases_that_are_alike_share_a_folder_and_prompts_are_encoded_once(made,
     assert {phase["folder"] for phase in about["phases"].values()} == {"phase_1"}
     assert not (latents / "phase_2").exists() and outcome.missing == 0 and outcome.shards == outcome.made
     prompts = [json.loads(shard_header(path)["prompts"]) for path in sorted((latents / "text").iterdir())]
-    kept = [path for path in folder.glob("*.mp4") if not is_held_out(str(path), HELD_OUT)]
+    kept = [path for path in folder.glob("*.mp4") if not is_held_out(path.name, HELD_OUT)]
     captions = {path.with_suffix(".txt").read_text() for path in kept} - {""}
     assert sorted(prompt for shard in prompts for prompt in shard) == sorted("slow," + c for c in captions)
 
@@ -164,7 +165,7 @@ def test_samples_are_a_function_of_step_and_place_and_leave_out_what_is_held_out
     assert all(torch.equal(once[index][0], drawn[index][0]) for index in steps)
     names = {once.clips.name(number % len(once.clips)) for s in range(20) for number in once.sampler.batch(s)}
     assert names == {
-        once.clips.name(i) for i in range(len(once.clips)) if not is_held_out(once.clips.name(i), HELD_OUT)
+        once.clips.name(i) for i in range(len(once.clips)) if not is_held_out(once.clips.key(i), HELD_OUT)
     }
 
 
@@ -185,8 +186,12 @@ def test_two_parts_and_an_interruption_give_what_one_uninterrupted_process_gives
         with pytest.raises(Interrupted, match="the same command goes on"):
             precompute(stage2, folder, SMALL, CPU)
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert kept and not [path for path in folder.rglob(".*") if path.is_file()]
+    assert kept and not list(folder.rglob("*.part"))
+    leftovers = [folder / "phase_1" / f"0000{n}.safetensors.1-abcd.part" for n in (2, 3)]
+    for leftover in leftovers:
+        leftover.touch()
     first = precompute(stage2, folder, dataclasses.replace(SMALL, part=(0, 2)), CPU)
+    assert [leftover.exists() for leftover in leftovers] == [False, True]  # the other part may be at work
     assert first.missing > 0
     unfinished = dataclasses.replace(stage2, precomputed=str(folder))
     with pytest.raises(ValueError, match="run flashvideo precompute again to finish it"):
@@ -229,6 +234,47 @@ def test_another_vae_other_sizes_and_more_versions_are_refused(made, tmp_path, s
         next(task.vae.encoder.parameters()).add_(0.5)
     with pytest.raises(ValueError, match=r"another recipe \(VAE\)"):
         task.dataset(0, 2)
+
+
+def test_captions_that_were_edited_afterwards_are_refused_and_moved_clips_are_not(stage1, folder, tmp_path):
+    clips = tmp_path / "clips"
+    shutil.copytree(folder, clips)
+    data = ClipData(sources=(ClipSource(path=str(clips)),), held_out=HELD_OUT)
+    recipe = dataclasses.replace(stage1, data=data, precomputed=str(tmp_path / "latents"))
+    precompute(recipe, tmp_path / "latents", SMALL, CPU)
+    clips.rename(tmp_path / "moved")
+    moved = ClipData(sources=(ClipSource(path=str(tmp_path / "moved"), weight=2.0),), held_out=HELD_OUT)
+    recipe = dataclasses.replace(recipe, data=moved)
+    Stage1Task(recipe, CPU).dataset(0, 2)
+    for path in (tmp_path / "moved").glob("*.txt"):
+        path.write_text("left a circle")
+    with pytest.raises(ValueError, match=r"computed for another recipe \(phase 1: captions\)"):
+        Stage1Task(recipe, CPU).dataset(0, 2)
+    with pytest.raises(ValueError, match=r"computed for another recipe \(phase 1: captions\)"):
+        precompute(recipe, tmp_path / "latents", SMALL, CPU)
+
+
+def test_without_a_text_encoder_prompts_are_no_text(stage2, start, tmp_path):
+    wordless = tmp_path / "start"
+    shutil.copytree(start, wordless, ignore=shutil.ignore_patterns("text_encoder", "tokenizer"))
+    recipe = dataclasses.replace(stage2, start=str(wordless))
+    precompute(recipe, tmp_path / "latents", dataclasses.replace(SMALL, versions=1), CPU)
+    dataset = Stage2Task(dataclasses.replace(recipe, precomputed=str(tmp_path / "latents")), CPU).dataset(
+        0, 2
+    )
+    text = torch.stack([dataset[step, place][1] for step in range(3) for place in range(2)])
+    assert any(dataset._captions.values()) and torch.equal(text, torch.zeros(6, 8, 12))
+
+
+def test_weights_are_hashed_once_for_all_phases(made, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(reading, "weights_fingerprint", lambda module, **_: hashed.append(module) or "")
+    monkeypatch.setattr(reading, "difference", lambda *_: "")
+    task = Stage2Task(made[0], CPU)
+    task.dataset(0, 2)
+    count = len(hashed)
+    task.dataset(1, 2)
+    assert count == len(hashed) > 0
 
 
 def test_a_folder_that_holds_nothing_is_refused(made, tmp_path):

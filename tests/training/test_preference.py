@@ -1,7 +1,9 @@
 """Candidates with scores, pairs of them, and what is learned from pairs."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.utils.data import default_collate
 
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.schedule import FlashVideoScheduler, alphas_cumprod_sqrt_table
+from flashvideo.training import pairs
 from flashvideo.training.config import LoRA
 from flashvideo.training.draws import Draws
 from flashvideo.training.loop import train
@@ -122,21 +125,102 @@ def test_a_models_own_samples_become_scored_candidates_and_what_is_there_is_kept
     assert read_candidates(files[1]).prompt == "a blue ball"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 3}, "another count, 2 instead of 3"),
+        ({"seed": 1}, "another seed, 0 instead of 1"),
+        ({"stage": "stage2"}, "another stage, stage1 instead of stage2"),
+        ({"about": {"model": "b", "scorer": "s"}}, "another model, a instead of b"),
+        ({"about": {"model": "a"}}, "another scorer, s instead of None"),
+        ({"prompts": ["a blue ball", "a red ball"]}, "another prompt, 'a red ball' instead of 'a blue ball'"),
+        ({"prompts": ["a red ball"]}, "000001.safetensors is beyond the 1 prompts"),
+    ],
+)
+def test_a_folder_of_other_candidates_is_refused(
+    toy_pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
+) -> None:
+    pipeline = toy_pipeline(WORDS)
+    made = Candidates(prompt="a red ball", latents=torch.zeros(2, 2, 8, 4, 6), scores=(0.0, 1.0))
+    monkeypatch.setattr(
+        "flashvideo.training.pairs._previews", lambda _, prompt, *__: dataclasses.replace(made, prompt=prompt)
+    )
+    options: dict[str, Any] = {
+        "prompts": ["a red ball", "a blue ball"],
+        "count": 2,
+        "about": {"model": "a", "scorer": "s"},
+    }
+    make_candidates(pipeline, scorer=_brightness, output=tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        make_candidates(pipeline, scorer=_brightness, output=tmp_path, **options | changes)
+    more = make_candidates(
+        pipeline, scorer=_brightness, output=tmp_path, **options | {"prompts": [*options["prompts"], "red"]}
+    )
+    assert [read_candidates(path).prompt for path in more] == [*options["prompts"], "red"]
+    preset = pipeline.preset
+    steps = dataclasses.replace(preset.stage1, num_inference_steps=preset.stage1.num_inference_steps + 1)
+    pipeline.register_to_config(preset=dataclasses.replace(preset, stage1=steps).to_dict())
+    with pytest.raises(ValueError, match=r"another stage1.num_inference_steps, \d+ instead of"):
+        make_candidates(pipeline, scorer=_brightness, output=tmp_path, **options)
+    (tmp_path / "candidates.json").unlink()
+    with pytest.raises(ValueError, match=r"no candidates.json that tells what made them"):
+        make_candidates(pipeline, scorer=_brightness, output=tmp_path, **options)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_candidates_of_the_other_stage_are_refused(tmp_path: Path, stage: int) -> None:
+    files = [_write(tmp_path, 0, (0.0, 1.0), stage)]
+    with pytest.raises(ValueError, match=f"candidates of stage{stage}, but stage{3 - stage} is trained"):
+        find_pairs(files, stage=f"stage{3 - stage}")
+
+
+def test_pairs_are_found_without_reading_latents_and_read_without_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path, 0, (0.0, 0.5, 1.0), stage=2)
+    whole = read_candidates(path)
+    read: list[str] = []
+
+    class Watched:
+        """A file that notes which tensors are read whole."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.keys, self.get_slice = file, file.keys, file.get_slice
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    opened = pairs.open_tensors
+
+    @contextlib.contextmanager
+    def watched(path: Path, **names: str) -> Iterator[tuple[Any, Any]]:
+        with opened(path, **names) as (file, content):
+            yield Watched(file), content
+
+    monkeypatch.setattr(pairs, "open_tensors", watched)
+    (pair,) = find_pairs([path], stage="stage2")
+    assert not read
+    better, worse, low = pair.read()
+    assert read == ["low"] and torch.equal(low, whole.low)
+    assert torch.equal(better, whole.latents[2]) and torch.equal(worse, whole.latents[0])
+
+
 def test_pairs_are_the_best_and_the_worst_where_they_differ_enough(tmp_path: Path) -> None:
     files = [_write(tmp_path, i, s) for i, s in enumerate([(0.2, 0.9, 0.1), (0.5, 0.5), (0.3, 0.4)])]
-    (pair,) = find_pairs(files, least_margin=0.2)
+    (pair,) = find_pairs(files, stage="stage1", least_margin=0.2)
     assert (pair.path, pair.better, pair.worse) == (files[0], 1, 2)
     assert pair.margin == pytest.approx(0.8)
-    assert len(find_pairs(files)) == 2
+    assert len(find_pairs(files, stage="stage1")) == 2
     with pytest.raises(ValueError, match=r"differ by more than 1, got none in 3 files"):
-        find_pairs(files, least_margin=1)
+        find_pairs(files, stage="stage1", least_margin=1)
 
 
 def test_every_pair_is_seen_once_in_an_epoch(tmp_path: Path) -> None:
-    pairs = find_pairs([_write(tmp_path, i, (0.0, 1.0)) for i in range(4)])
-    dataset = PairClips(pairs, seed=0, pairs_per_step=2)
+    found = find_pairs([_write(tmp_path, i, (0.0, 1.0)) for i in range(4)], stage="stage1")
+    dataset = PairClips(found, seed=0, pairs_per_step=2)
     sums = [round(dataset[step, place][0].sum().item(), 3) for step in range(2) for place in range(2)]
-    assert sorted(sums) == sorted(round(read_candidates(p.path).latents[1].sum().item(), 3) for p in pairs)
+    assert sorted(sums) == sorted(round(read_candidates(p.path).latents[1].sum().item(), 3) for p in found)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

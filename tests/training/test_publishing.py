@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import logging
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def _run(toy, output: Path, **options: object) -> None:
 def hub(monkeypatch) -> list[tuple[str, dict]]:
     """What the hub was asked for, in order."""
     asked: list[tuple[str, dict]] = []
-    for name in ("create_repo", "upload_folder"):
+    for name in ("create_repo", "upload_folder", "upload_file"):
         monkeypatch.setattr(
             HfApi,
             name,
@@ -62,7 +63,7 @@ def test_what_was_trained_from_nano_has_nanos_licence(toy, tmp_path) -> None:
 
 def test_a_finished_run_is_pushed_without_its_checkpoints(toy, tmp_path, hub) -> None:
     _run(toy, tmp_path, push_to_hub="ada/mine")
-    (_, made), (_, sent) = hub
+    (_, made), (_, sent), _ = hub
     assert made == {"args": ("ada/mine",), "private": True, "exist_ok": True}
     assert (sent["repo_id"], sent["folder_path"]) == ("ada/mine", tmp_path)
     kept = sent["allow_patterns"]
@@ -72,9 +73,17 @@ def test_a_finished_run_is_pushed_without_its_checkpoints(toy, tmp_path, hub) ->
         "validation.json",
         "README.md",
         "curve.csv",
-        "recipe.yaml",
     } <= set(kept)
     assert not any(name in " ".join(kept) for name in ("checkpoints", "best", "last", "trained"))
+
+
+def test_the_recipe_is_pushed_without_the_machines_folders_and_no_other_picture(toy, tmp_path, hub) -> None:
+    _run(toy, tmp_path / "mine", push_to_hub="ada/mine", start="/home/ada/base")
+    sent, recipe = hub[1][1], hub[2][1]
+    patterns = sent["allow_patterns"]
+    assert not any(fnmatch(name, p) for name in ("recipe.yaml", "first_batch.png") for p in patterns)
+    pushed = yaml.safe_load(recipe["path_or_fileobj"])
+    assert (recipe["path_in_repo"], pushed["start"], pushed["output"]) == ("recipe.yaml", "base", "mine")
 
 
 def test_a_failed_upload_loses_nothing_and_says_how_to_try_again(toy, tmp_path, monkeypatch, caplog) -> None:

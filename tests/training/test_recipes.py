@@ -1,13 +1,11 @@
 """Recipes: what is read, and what is refused."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flashvideo.training.recipes import Stage2Recipe, VAERecipe, load_recipe
+from flashvideo.training.recipes import Stage2Recipe, VAERecipe, load_recipe, recipe_text
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PHASE = {"steps": 2, "batch": 1, "frames": 1, "crop": [16, 16], "learning_rate": 1e-3}
@@ -21,8 +19,11 @@ def _write(tmp_path: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_recipe_loads(path: Path) -> None:
-    assert load_recipe(path).output.startswith("runs/")
+def test_every_shipped_recipe_loads_and_its_text_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.output.startswith("runs/")
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 def test_a_recipe_becomes_typed_phases(tmp_path: Path) -> None:
@@ -37,22 +38,19 @@ def test_overrides_reach_into_phases(tmp_path: Path) -> None:
     assert (recipe.phases[0].steps, recipe.seed, recipe.weight_decay) == (7, 3, 1e-4)
 
 
+def test_keys_of_another_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"clips must have keys of type int, got 1\.5"):
+        load_recipe(RECIPES / "nano_stage1_1.yaml", ["clips={1.5: 8}"])
+
+
 def test_nano_names_the_shipped_model() -> None:
     recipe = load_recipe(RECIPES / "nano_stage2_6.yaml", ["start=nano", "vae=nano", "text=./nano"])
     assert isinstance(recipe, Stage2Recipe)
     assert (Path(recipe.start) / "stage2_transformer").is_dir()
     assert Path(recipe.vae) == Path(recipe.start) / "vae"
     assert recipe.text == "./nano"
-
-
-def test_a_recipe_that_a_run_has_written_reads_back(tmp_path: Path) -> None:
-    recipe = load_recipe(RECIPES / "nano_stage2_7.yaml")
-    assert any(phase.crops_by_frames for phase in recipe.phases)
-    values = json.loads(
-        json.dumps(dataclasses.asdict(recipe))
-    )  # as in its output, where numbers as keys are text
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    again = yaml.safe_load(recipe_text(recipe))
+    assert [again[key] for key in ("start", "vae", "text")] == ["nano", "nano", "./nano"]
 
 
 def test_crops_of_stage_2_are_pairs() -> None:
@@ -105,6 +103,19 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict, message: 
 def test_so_are_those_in_a_recipe_of_a_stage(recipe: str, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe(RECIPES / f"{recipe}.yaml", [override])
+
+
+def test_factors_that_a_degradation_does_not_name_follow_the_scale() -> None:
+    overrides = ["scale=2", "degradation={final: {probability: 0.5}, strong_factor: [1, 3]}"]
+    recipe = load_recipe(RECIPES / "nano_stage2_6.yaml", overrides)
+    assert isinstance(recipe, Stage2Recipe)
+    found = recipe.pixel_degradation()
+    assert (found.weak_factor, found.strong_factor, found.final.probability) == ((2, 2), (1, 3), 0.5)
+
+
+def test_how_often_a_degradation_is_strong_is_for_the_phases() -> None:
+    with pytest.raises(ValueError, match=r"degradation\.strong is for the phases to say, got 0\.3"):
+        load_recipe(RECIPES / "nano_stage2_6.yaml", ["degradation={strong: 0.3}"])
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

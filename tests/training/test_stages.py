@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,12 +245,49 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
     build_pool(tmp_path, tiny_vae, **options)
     whole = load_pool(tmp_path, 4)
     (tmp_path / "00001.safetensors").unlink()
+    os.utime(tmp_path / "pool.json", (0, 0))
     build_pool(tmp_path, tiny_vae, **options)
+    assert (tmp_path / "pool.json").stat().st_mtime == 0  # other processes may be reading it
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00000.safetensors",
+        "00001.safetensors",
+        "pool.json",
+    ]
     assert torch.equal(whole, load_pool(tmp_path, 4))
     with torch.no_grad():
         next(tiny_vae.parameters()).add_(1)
     with pytest.raises(ValueError, match="another VAE"):
         build_pool(tmp_path, tiny_vae, **options)
+
+
+def test_what_is_emphasised_is_drawn_more_often() -> None:
+    def share(emphasis: dict[str, float]) -> float:
+        return sum(pool_scene(2, i, emphasis).motion == "growing" for i in range(60)) / 60
+
+    assert share({"growing": 8.0}) > 2 * share({}) > 0
+    assert pool_scene(2, 0, {"growing": 8.0}) == pool_scene(2, 0, {"growing": 8.0})
+
+
+@pytest.mark.parametrize(
+    ("emphasis", "message"),
+    [
+        ({"spining": 3.0}, "got 'spining'; did you mean 'spinning'"),
+        ({"ring": float("inf")}, "emphasis.ring must be a positive number, got inf"),
+        ({"ring": -1.0}, "emphasis.ring must be a positive number"),
+        ({"ring": float("nan")}, "emphasis.ring must be a positive number"),
+    ],
+)
+def test_an_emphasis_that_makes_no_sense_is_named(
+    built: tuple[Stage1Task, Stage2Task], emphasis: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(built[0].recipe, emphasis=emphasis)
+
+
+def test_crops_larger_than_the_frame_are_refused(built: tuple[Stage1Task, Stage2Task]) -> None:
+    phase = dataclasses.replace(PHASE2, crops_by_frames={PHASE2.frames: ((16, 64),)})
+    with pytest.raises(ValueError, match=r"crops within the recipe's size, \[32, 48\], got \[16, 64\]"):
+        dataclasses.replace(built[1].recipe, phases=(phase,))
 
 
 def test_a_pool_of_another_latent_scale_is_refused(
@@ -463,3 +501,20 @@ def test_captions_get_the_prompt_prefix_and_no_caption_stays_no_text(stage2: Sta
 def test_natural_clips_come_without_a_caption() -> None:
     natural = Stage2Phase(steps=1, batch=1, frames=5, learning_rate=1e-3, crops=((16, 16),), natural=1.0)
     assert CaptionedCrops(0, natural, (96, 160))[0, 0][1] == ""
+
+
+def test_pictures_in_place_of_videos_are_watched_within_their_own_noise_steps(
+    stage2: Stage2Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = dataclasses.replace(PHASE2, lengths=(1, 5), noise_steps_by_frames={1: (600, 750)})
+    stage2.recipe = dataclasses.replace(stage2.recipe, phases=(phase,), watch_noise_step=20)
+    stage2.watched = [(torch.zeros(frames, 3, 32, 48), "") for frames in (5, 1)]
+    noise_steps = []
+
+    def enhance(low: torch.Tensor, *arguments: object, noise_step: int, **options: object) -> list:
+        noise_steps.append(noise_step)
+        return [torch.zeros(1, low.shape[1], 3, 32, 48)] * 4
+
+    monkeypatch.setattr(stage2, "enhance", enhance)
+    stage2.validate(tmp_path)
+    assert noise_steps == [20, 675]

@@ -66,7 +66,7 @@ def run_dry(arguments: argparse.Namespace, recipe: Recipe) -> Result:
         vram_bytes=int((arguments.vram or 0) * _GIB),
         output=arguments.output,
     )
-    lines = [*_sizes(found), "", *_steps(found.phases), "", *_memory(found)]
+    lines = [*_sizes(found), "", *_steps(found.phases), *_clips(found.phases), "", *_memory(found)]
     if found.fits is not None:
         lines += ["", *_fits(found.fits, gpus=found.processes, vram=arguments.vram)]
     lines += [""] * bool(found.notes) + list(found.notes)
@@ -109,6 +109,16 @@ def _steps(phases: tuple[PhaseOutlook, ...]) -> list[str]:
         row = (str(phase.number), str(phase.steps), str(phase.clips_per_step), *counts, tokens, rates, sizes)
         rows.append(row)
     return _table(rows)
+
+
+def _clips(phases: tuple[PhaseOutlook, ...]) -> list[str]:
+    """How many clips of one's own there are, and the first of those left out."""
+    from flashvideo.training.dry_run import MOST_NAMED
+
+    lines = [f"phase {phase.number}: {phase.clips}" for phase in phases if phase.clips]
+    left_out = {name: why for phase in phases for name, why in phase.left_out.items()}
+    lines += [f"  {name} is left out: {why}" for name, why in list(left_out.items())[:MOST_NAMED]]
+    return [""] * bool(lines) + lines
 
 
 def _memory(found: DryRun) -> list[str]:

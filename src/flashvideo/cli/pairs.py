@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from flashvideo.cli import arguments as shared
 from flashvideo.cli.files import check_folder
-from flashvideo.cli.model import open_pipeline, use_threads
+from flashvideo.cli.model import model_label, open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashvideo.pipelines.two_stage import FlashVideoPipeline
     from flashvideo.training.pairs import Scorer
 
 
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> Result:
         ValueError: In one sentence, what is wrong with an argument.
     """
     from flashvideo.evaluation.sweep.items import prompt_items
-    from flashvideo.training.pairs import make_candidates, read_candidates
+    from flashvideo.training.pairs import make_candidates, read_scores
 
     scorer = load_scorer(arguments.scorer)
     check_folder(arguments.output)
@@ -83,8 +84,9 @@ def run(arguments: argparse.Namespace) -> Result:
                 stage=f"stage{arguments.stage}",
                 count=arguments.candidates,
                 seed=arguments.seed or 0,
+                about=_about(arguments, pipeline),
             )
-    scores = [read_candidates(path).scores for path in files]
+    scores = [read_scores(path) for path in files]
     differ = sum(max(s) > min(s) for s in scores)
     flat = [value for s in scores for value in s]
     data = {
@@ -99,6 +101,25 @@ def run(arguments: argparse.Namespace) -> Result:
         f"mean score {data['mean_score']:.4g}\n{phases.as_text()}"
     )
     return Result(data=data, text=text)
+
+
+def _about(arguments: argparse.Namespace, pipeline: FlashVideoPipeline) -> dict[str, str]:
+    """The model's weights, how they are computed with, and the scorer."""
+    from flashvideo.evaluation.sweep.files import model_fingerprint
+    from flashvideo.pipelines.folders import model_folder
+    from flashvideo.pipelines.loading import choose_dtype
+
+    folder = model_folder(
+        arguments.model,
+        revision=arguments.revision,
+        text_encoder=arguments.text_encoder,
+        dtype=choose_dtype(arguments.dtype, pipeline.execution_device),
+    )
+    return {
+        "model": f"{model_label(arguments.model)} {model_fingerprint(folder)}",
+        "weights": pipeline.weights,
+        "scorer": arguments.scorer,
+    }
 
 
 def load_scorer(name: str) -> Scorer:

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> Result:
         Interrupted: On Ctrl-C, after saving.
     """
     from flashvideo.pipelines.loading import choose_device
+    from flashvideo.training.left_out import FILE
     from flashvideo.training.loop import train
     from flashvideo.training.processes import process_device, start_processes
     from flashvideo.training.recipes import load_recipe
@@ -101,10 +102,14 @@ def run(arguments: argparse.Namespace) -> Result:
         "task": recipe.task,
         "steps": outcome.steps,
         "finished": outcome.finished,
+        "skipped": outcome.num_skipped,
         "seconds": phases.as_data(),
     }
     done = "wrote" if outcome.finished else f"stopped at step {outcome.steps}; --resume goes on in"
-    text = f"{done} {outcome.output}\n{phases.as_text()}"
+    lines = [f"{done} {outcome.output}"]
+    if outcome.num_skipped:
+        lines.append(f"{outcome.num_skipped} clips were left out; {outcome.output / FILE} says why")
+    text = "\n".join([*lines, phases.as_text()])
     return Result(data=data, text=text if accelerator.is_main_process else "")
 
 

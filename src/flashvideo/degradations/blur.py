@@ -106,7 +106,8 @@ def draw_kernels(config: BlurRange, num_frames: int, draws: ClipDraws) -> Tensor
     kind = kinds[draws.choose([getattr(config.kernels, name) for name in kinds])]
     size = config.sizes[draws.choose([1.0] * len(config.sizes))]
     if kind == "sinc":
-        cutoff = config.small_cutoff if size <= _SMALL else config.cutoff
+        small = config.small_cutoff or config.cutoff
+        cutoff = small if size <= _SMALL else config.cutoff
         return sinc_kernels(size, draws.drift(cutoff, config.cutoff_step, num_frames))
     family, _, direction = kind.rpartition("_")
     sigma_x = draws.drift(config.sigma, config.sigma_step, num_frames)

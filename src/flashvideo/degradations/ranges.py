@@ -56,7 +56,8 @@ class BlurRange:
         generalized_shape: exponent of generalised Gaussians; half of the draws lie below 1, where that is in range.
         plateau_shape: exponent of plateaus, drawn in the same way.
         cutoff: of the sinc, in radians per pixel (pi is all that pixels can carry).
-        small_cutoff: the same for kernels smaller than 13 pixels (Real-ESRGAN), which hold less of the ringing.
+        small_cutoff: the same for kernels smaller than 13 pixels (Real-ESRGAN), which hold less of the ringing; None is
+            as of the others.
         sigma_step: as are all steps below, the largest change per frame.
         angle_step: in radians.
         generalized_step: of the exponent.
@@ -72,7 +73,7 @@ class BlurRange:
     generalized_shape: Bounds = (0.5, 4.0)
     plateau_shape: Bounds = (1.0, 2.0)
     cutoff: Bounds = (math.pi / 5, math.pi)
-    small_cutoff: Bounds = (math.pi / 3, math.pi)
+    small_cutoff: Bounds | None = (math.pi / 3, math.pi)
     sigma_step: float = 0.02
     angle_step: float = 0.1 * math.pi
     generalized_step: float = 0.05
@@ -86,8 +87,9 @@ class BlurRange:
         for name in ("sigma", "generalized_shape", "plateau_shape"):
             _check_bounds(name, getattr(self, name), 0.01, math.inf)
         _check_bounds("angle", self.angle, -math.inf, math.inf)
-        for name in ("cutoff", "small_cutoff"):
-            _check_bounds(name, getattr(self, name), 0.01, math.pi)
+        _check_bounds("cutoff", self.cutoff, 0.01, math.pi)
+        if self.small_cutoff is not None:
+            _check_bounds("small_cutoff", self.small_cutoff, 0.01, math.pi)
         _check_steps(self)
 
     def milder(self, strength: float) -> Self:
@@ -96,7 +98,7 @@ class BlurRange:
             self,
             sigma=_lower_top(self.sigma, strength),
             cutoff=_raise_bottom(self.cutoff, strength),
-            small_cutoff=_raise_bottom(self.small_cutoff, strength),
+            small_cutoff=None if self.small_cutoff is None else _raise_bottom(self.small_cutoff, strength),
         )
 
 
@@ -136,7 +138,7 @@ class ResizeRange:
 
     def milder(self, strength: float) -> Self:
         """Factors nearer to 1; see `PixelDegradation.milder`."""
-        low, high = (1 - strength + strength * factor for factor in self.factor)
+        low, high = (_between(1.0, factor, strength) for factor in self.factor)
         return dataclasses.replace(self, factor=(low, high))
 
 
@@ -239,7 +241,8 @@ class VideoCodecRange:
     def milder(self, strength: float) -> Self:
         """Higher rates; see `PixelDegradation.milder`."""
         low, high = self.bits_per_frame
-        return dataclasses.replace(self, bits_per_frame=(high ** (1 - strength) * low**strength, high))
+        # Rounded, the power may come to lie below the range.
+        return dataclasses.replace(self, bits_per_frame=(max(low, high * (low / high) ** strength), high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +337,7 @@ class FinalSincRange(BlurRange):
     probability: float = 0.8
     kernels: SincMix = field(default_factory=SincMix)
     cutoff: Bounds = (math.pi / 3, math.pi)
+    small_cutoff: Bounds | None = None
 
 
 def check_probability(name: str, value: float) -> None:
@@ -365,11 +369,18 @@ def _check_steps(config: object) -> None:
             raise ValueError(f"{name} must be at least 0, got {value}")
 
 
+def _between(start: float, end: float, share: float) -> float:
+    """A share of the way from one number to another; never beyond either, exactly those at 0 and 1."""
+    if share < 0.5:
+        return start + share * (end - start)
+    return end - (1 - share) * (end - start)
+
+
 def _lower_top(bounds: Bounds, strength: float) -> Bounds:
     low, high = bounds
-    return low, (1 - strength) * low + strength * high
+    return low, _between(low, high, strength)
 
 
 def _raise_bottom(bounds: Bounds, strength: float) -> Bounds:
     low, high = bounds
-    return (1 - strength) * high + strength * low, high
+    return _between(high, low, strength), high

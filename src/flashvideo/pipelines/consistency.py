@@ -17,8 +17,8 @@ from flashvideo.video import resize_video
 STILLNESS = 0.04
 """Standard deviation of the stillness weights: a difference of 5 levels of 255, about a quiet camera's noise."""
 
-NOISE_WIDTH = 1.5
-"""Standard deviation of the weights that noise is averaged by, in those of the noise; at most `STILLNESS`."""
+NOISE_WIDTH = 2.0
+"""Standard deviation of the weights that noise is averaged by, in those measured of the noise; at most `STILLNESS`."""
 
 MIN_WIDTH = 1e-3
 """The least that it is, an eighth of a level of 255: clips without noise stay as they are."""
@@ -59,12 +59,13 @@ def keep_consistent(result: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
 def average_noise(coarse: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Averages each pixel of a noisy input over the frames in which the result looks the same there.
 
-    The network has taken most of the noise out, and shows better than the input what stands still. How strong the noise
-    is, is measured there: the median squared difference between neighbouring frames of the input, half of which is its
-    variance, over pixels that differ by less than `STILLNESS` in the result. Weights are `exp(-e / (2 h^2))` with e as
-    in `steady_detail`, but of the result, and h from the noise: a mean over similar places (Buades et al., "A non-local
-    algorithm for image denoising", 2005) of which only those in time are taken. Without noise h is so small that
-    nothing is averaged but what is equal.
+    The network has taken most of the noise out, and shows better than the input what stands still and what moves. How
+    strong the noise is, is measured there: by how much more the input changes from frame to frame than the result, as
+    the median of squares over pixels that change by less than `STILLNESS` in the result. Half of that is about its
+    variance, rather less, since a median is. Weights are `exp(-e / (2 h^2))` with e as in `steady_detail`, but of the
+    result, and h from the noise: a mean over similar places (Buades et al., "A non-local algorithm for image
+    denoising", 2005) of which only those in time are taken. Without noise h is so small that nothing is averaged but
+    what is equal.
 
     Args:
         coarse: The input, (B, N, 3, h, w), float32.
@@ -75,9 +76,9 @@ def average_noise(coarse: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """
     if coarse.shape[1] == 1:
         return coarse
-    still = _around((seen[:, 1:] - seen[:, :-1]).square().mean(dim=2), 3) < STILLNESS**2
-    change = (coarse[:, 1:] - coarse[:, :-1]).square().mean(dim=2).where(still, torch.nan)
-    variance = change.flatten(1).nanmedian(dim=1).values.nan_to_num(0.0) / 2  # (B,)
+    motion, change = (clip.diff(dim=1).square().mean(dim=2) for clip in (seen, coarse))
+    excess = (change - motion).where(_around(motion, 3) < STILLNESS**2, torch.nan)
+    variance = excess.flatten(1).nanmedian(dim=1).values.nan_to_num(0.0).clamp(min=0) / 2  # (B,)
     width = (NOISE_WIDTH * variance.sqrt()).clamp(MIN_WIDTH, STILLNESS)[:, None, None, None]
     mean = torch.empty_like(coarse)
     for t in range(coarse.shape[1]):

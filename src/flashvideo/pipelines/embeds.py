@@ -97,7 +97,7 @@ class PromptEmbeds:
             "prompt_prefix": self.prompt_prefix,
             "text_tokens": [self.stage1.shape[1], self.stage2.shape[1]],
         }
-        write_tensors(path, tensors, content, key=_METADATA_KEY)
+        write_tensors(path, tensors, {_METADATA_KEY: content})
         return path
 
     @classmethod

@@ -137,7 +137,7 @@ def save_preview(path: str | os.PathLike[str], preview: PreviewState) -> Path:
         "generator_device": preview.generator_device,
         "settings": dataclasses.asdict(preview.settings),
     }
-    write_tensors(path, tensors, content, key=_METADATA_KEY)
+    write_tensors(path, tensors, {_METADATA_KEY: content})
     return path
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,47 @@ SUFFIX = ".safetensors"
 """Suffix of these files."""
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], *, key: str
-) -> None:
+PARTIAL = ".part"
+"""Suffix of a file that is being written."""
+
+
+def partial_path(path: Path) -> Path:
+    """A name for what is to become `path`, of its own for each writer on every machine that shares the folder.
+
+    So none moves another's half-written file into place.
+    """
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all; several processes may write the same one at once.
 
     Args:
         path: File to write, or to replace.
         tensors: Name and contiguous tensor, on the CPU.
-        content: What JSON can hold.
-        key: Name of the content in the header, which tells what kind of file it is.
+        header: Contents that JSON can hold, by their names, which tell what kind of file it is.
     """
-    # A name of its own for each writer, so that none moves another's half-written file into place.
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    partial = partial_path(path)
     try:
-        save_file(dict(tensors), partial, metadata={key: json.dumps(content)})
+        save_file(
+            dict(tensors), partial, metadata={name: json.dumps(value) for name, value in header.items()}
+        )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, *, key: str, kind: str) -> tuple[dict[str, torch.Tensor], Any]:
-    """Reads what `write_tensors` wrote.
+@contextlib.contextmanager
+def open_tensors(path: Path, *, key: str, kind: str) -> Iterator[tuple[Any, Any]]:
+    """Opens what `write_tensors` wrote, to read a part of it.
 
     Args:
         path: The file.
         key: Name of the content in the header.
         kind: What the file is of, for sentences, such as "a preview".
 
-    Returns:
-        The tensors on the CPU; the content, None if there is none of that name.
+    Yields:
+        What `safetensors.safe_open` gives; the content, None if there is none of that name.
 
     Raises:
         ValueError: If the file is not there, or is not one of tensors.
@@ -55,8 +67,16 @@ def read_tensors(path: Path, *, key: str, kind: str) -> tuple[dict[str, torch.Te
         raise ValueError(f"{path} does not exist, expected the {SUFFIX} file of {kind}; check the name")
     try:
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get(key, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+            yield file, json.loads((file.metadata() or {}).get(key, "null"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a safetensors file of {kind} ({error}); write it again") from None
-    return tensors, content
+
+
+def read_tensors(path: Path, *, key: str, kind: str) -> tuple[dict[str, torch.Tensor], Any]:
+    """Reads all of what `write_tensors` wrote, see `open_tensors`.
+
+    Returns:
+        The tensors on the CPU; the content, None if there is none of that name.
+    """
+    with open_tensors(path, key=key, kind=kind) as (file, content):
+        return {name: file.get_tensor(name) for name in file.keys()}, content  # noqa: SIM118 - it is not a dict

@@ -66,6 +66,7 @@ class Progress:
         best: the best weights so far.
         best_of_phase: the best of the phase that was judged last.
         validations: figures of all validations, with their "step".
+        data: what tells a phase's clips of one's own from others, of the phase that is trained; empty for other data.
     """
 
     phase: int = 0
@@ -78,6 +79,7 @@ class Progress:
     best: Best | None = None
     best_of_phase: Best | None = None
     validations: list[dict[str, float]] = field(default_factory=list)
+    data: str = ""
 
 
 def read_progress(values: dict[str, Any]) -> Progress:

@@ -1,11 +1,13 @@
 """Clips of one's own as training data: which ones a recipe names, cut to the sizes of each phase.
 
 A step is of one size, whose clips `flashvideo.data.clips` deals out. Some clips are never trained on: validation looks
-at those. Which ones follows from their names alone, so that they are the same in every phase and every run.
+at those. Which ones follows from their paths in their source alone, so that they are the same in every phase, in every
+run and on every machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flashvideo.data.clips import ClipDataset
-from flashvideo.data.clips.bucket_sampler import BucketBatchSampler
+from flashvideo.data.clips.bucket_sampler import BucketBatches
 from flashvideo.data.clips.config import ClipsConfig
+from flashvideo.data.clips.samples import ClipSample
 from flashvideo.data.clips.sources import ClipSource
 from flashvideo.presets import FLASHVIDEO
 
@@ -93,16 +96,18 @@ class StepClips(Dataset):
             clips,
             clips_per_step,
             image_share=clips.config.image_share,
-            keep=lambda item: not is_held_out(clips.name(item), held_out),
+            keep=lambda item: not is_held_out(clips.key(item), held_out),
             reason=f"data.held_out, {held_out},",
         )
-        self._step: tuple[int, list[int]] = (-1, [])
+        self._step: tuple[int, list[int], np.ndarray] = (-1, [], np.zeros(0, dtype=int))
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str, str]:
         step, place = index
         if self._step[0] != step:
-            self._step = step, self.sampler.batch(step)
-        sample = self.clips[self._step[1][place]]
+            dealt = self.sampler.groups[self.sampler.group_of(step)].items
+            self._step = step, self.sampler.batch(step), dealt
+        _, batch, dealt = self._step
+        sample = self.clips.sample(batch[place], dealt)  # a clip that is held out stands in for none
         return sample.pixels, sample.caption, json.dumps(sample.skips)
 
     def record(self, notes: Iterable[str]) -> None:
@@ -118,7 +123,7 @@ def deal_clips(
     image_share: float,
     keep: Callable[[int], bool],
     reason: str,
-) -> BucketBatchSampler:
+) -> BucketBatches:
     """Deals out a phase's clips, those of a step as one batch.
 
     Args:
@@ -139,14 +144,14 @@ def deal_clips(
     for is_image, wanted, word in ((False, image_share < 1, "video"), (True, image_share > 0, "picture")):
         if wanted and is_image not in left:
             raise ValueError(f"{reason} leaves no {word} to train on; lower it or add clips")
-    return BucketBatchSampler(
+    return BucketBatches(
         groups, num_items=len(clips), batch_size=clips_per_step, image_share=image_share, seed=clips.seed
     )
 
 
-def is_held_out(name: str, share: float) -> bool:
-    """Whether a clip is among the share that is never trained on, by a hash of its file's name without the folder."""
-    return _hash(name) < share
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a clip is among the share that is never trained on, by a hash of its `ClipDataset.key`."""
+    return _hash(key) < share
 
 
 def held_out_clips(
@@ -174,24 +179,34 @@ def held_out_clips(
         Pixels (F, 3, H, W) and caption of each.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or none can be read.
     """
     frames, height, width = shape
     shapes = [(max(frames, temporal + 1), height, width), (1, height, width)]
     config = data.config(shapes, image_share=0.5)
-    clips = ClipDataset(config, temporal_compression=temporal, training=False, cache=cache, progress=False)
+    clips = ClipDataset(config, temporal_compression=temporal, training=False, cache=cache)
     chosen = sorted(
-        (group.is_image == (frames > 1), _hash(clips.name(item)), item)
+        (group.is_image == (frames > 1), _hash(clips.key(item)), item)
         for group in clips.groups
         for item in group.items.tolist()
-        if all_of_it or is_held_out(clips.name(item), data.held_out)
+        if all_of_it or is_held_out(clips.key(item), data.held_out)
     )
     if not chosen:
         raise ValueError(
             f"of {len(clips)} clips that fill {height}x{width} the share held out, {data.held_out}, has none; "
             "name clips for 'validation', or raise data.held_out"
         )
-    samples = [clips[item] for _, _, item in chosen[:count]]
+    samples: list[ClipSample] = []
+    for _, _, item in chosen:
+        if len(samples) == count:
+            break
+        with contextlib.suppress(ValueError):  # noted and warned of; none but those held out stand in
+            samples.append(clips.sample(item, np.array([item])))
+    if not samples:
+        raise ValueError(
+            f"none of the {len(chosen)} clips to validate on can be read, the first being {clips.name(chosen[0][2])}; "
+            "name others for 'validation'"
+        )
     return [(sample.pixels[:frames], sample.caption) for sample in samples]
 
 
@@ -210,8 +225,7 @@ def phase_clips(
     )
 
 
-def _hash(name: str) -> float:
-    """In [0, 1), of the last part of a path or URL; the parts of one video share theirs."""
-    file = name.rpartition("/")[2].partition("#")[0]
-    digest = hashlib.sha256(file.encode(errors="surrogateescape")).digest()
+def _hash(key: str) -> float:
+    """In [0, 1)."""
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8]) / 2**64

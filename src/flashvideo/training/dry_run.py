@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flashvideo.shapes import latent_shape, vae_factors
+from flashvideo.training.clip_data import StepClips
 from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.first_batch import draw_batch, first_batch
 from flashvideo.training.fitting import Fit, fit
@@ -21,6 +22,8 @@ from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2R
 from flashvideo.training.step_memory import Estimate, Sizes, StepMemory, phase_shapes
 
 PICTURE = "first_batch.png"
+MOST_NAMED = 10
+"""So many of the clips that are left out are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class PhaseOutlook:
         tokens: of the longest sample, text among them; 0 where no transformer is trained.
         samples: clips of an epoch; 0 where each step has new ones, None where the clips are not there to be counted.
         steps_per_epoch: likewise.
+        clips: of clips of one's own how many there are, in words; empty elsewhere, and where they are not there.
+        left_out: the first of those that are left out, with the reason by name.
         rates: (step, learning rate) at the first step, the end of the warm-up, the middle and the last.
         memory: of a process; None where it is not known.
     """
@@ -46,6 +51,8 @@ class PhaseOutlook:
     tokens: int
     samples: int | None
     steps_per_epoch: int | None
+    clips: str
+    left_out: dict[str, str]
     rates: tuple[tuple[int, float], ...]
     memory: StepMemory | None
 
@@ -147,7 +154,8 @@ def _outlook(
 ) -> PhaseOutlook:
     phase = recipe.phases[index]
     clips_per_step = phase.batch * phase.accumulate * processes
-    samples, steps_per_epoch = _epoch(recipe, index, clips_per_step, estimate, notes)
+    own = _own_clips(recipe, index, clips_per_step, estimate, notes)
+    samples, steps_per_epoch = _epoch(recipe, index, clips_per_step, estimate, own)
     moments = dict.fromkeys((0, min(phase.warmup, phase.steps - 1), phase.steps // 2, phase.steps - 1))
     return PhaseOutlook(
         number=index + 1,
@@ -157,30 +165,25 @@ def _outlook(
         tokens=_tokens(recipe, phase, estimate),
         samples=samples,
         steps_per_epoch=steps_per_epoch,
+        clips="" if own is None else own.clips.describe(),
+        left_out={} if own is None else dict(list(own.clips.skipped.items())[:MOST_NAMED]),
         rates=tuple((step, learning_rate(phase, step)) for step in sorted(moments)),
         memory=None if estimate is None else estimate.phase(recipe, phase, processes=processes),
     )
 
 
-def _epoch(
+def _own_clips(
     recipe: Recipe, index: int, clips_per_step: int, estimate: Estimate | None, notes: list[str]
-) -> tuple[int | None, int | None]:
-    """Samples and steps of an epoch."""
-    if isinstance(recipe, Stage1Recipe) and recipe.data is None:
-        phase = recipe.phases[index]
-        lengths = [f for f in dict.fromkeys(phase.lengths or (phase.frames,)) if f in recipe.clips]
-        samples = sum(recipe.clips[frames] for frames in lengths) or max(recipe.clips.values())
-        return samples, -(-samples // clips_per_step)
-    if not isinstance(recipe, Stage1Recipe | Stage2Recipe) or estimate is None:
-        return 0, 0
-    if recipe.data is None:
-        return 0, 0
+) -> StepClips | None:
+    """A phase's clips of one's own; None, with a note, if they are not there, and where there are none."""
+    if not isinstance(recipe, Stage1Recipe | Stage2Recipe) or estimate is None or recipe.data is None:
+        return None
     temporal = vae_factors(estimate.work.vae().config)[0]
     try:
         clips = own_samples(recipe, index, clips_per_step, temporal)
     except (ValueError, OSError) as error:
         notes.append(f"the clips are not counted: {_first_line(error)}")
-        return None, None
+        return None
     if index == 0:
         try:
             clips_to_watch(recipe, temporal)
@@ -188,7 +191,22 @@ def _epoch(
             notes.append(
                 f"training will be refused, for there is nothing to validate on: {_first_line(error)}"
             )
-    return sum(len(group.items) for group in clips.sampler.groups), clips.sampler.batches_per_pass
+    return clips
+
+
+def _epoch(
+    recipe: Recipe, index: int, clips_per_step: int, estimate: Estimate | None, own: StepClips | None
+) -> tuple[int | None, int | None]:
+    """Samples and steps of an epoch."""
+    if isinstance(recipe, Stage1Recipe) and recipe.data is None:
+        phase = recipe.phases[index]
+        lengths = [f for f in dict.fromkeys(phase.lengths or (phase.frames,)) if f in recipe.clips]
+        samples = sum(recipe.clips[frames] for frames in lengths) or max(recipe.clips.values())
+        return samples, -(-samples // clips_per_step)
+    if own is not None:
+        return sum(len(group.items) for group in own.sampler.groups), own.sampler.batches_per_pass
+    has_own = isinstance(recipe, Stage1Recipe | Stage2Recipe) and recipe.data is not None
+    return (None, None) if has_own and estimate is not None else (0, 0)
 
 
 def _tokens(recipe: Recipe, phase: Phase, estimate: Estimate | None) -> int:

@@ -19,7 +19,7 @@ from flashvideo.presets import RELEASED_STAGE1_LORA_RANK
 from flashvideo.training.config import LoRA, Recipe
 from flashvideo.training.optimizers import check_optimizer
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
-from flashvideo.training.starts import trains_text
+from flashvideo.training.starts import takes_adapter, trains_text
 from flashvideo.training.step_memory import Estimate, StepMemory
 
 COSTS = {
@@ -145,7 +145,7 @@ def _measures(recipe: Recipe, gpus: int) -> Iterator[tuple[str, Callable[[Recipe
         if gpus > 1 and recipe.sharding != "fsdp":
             yield "sharding: fsdp", change(sharding="fsdp")
         if (
-            recipe.start
+            takes_adapter(recipe)
             and recipe.lora is None
             and not (isinstance(recipe, Stage1Recipe) and trains_text(recipe))
         ):

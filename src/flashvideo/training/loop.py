@@ -7,14 +7,12 @@ and two processes do what one with twice the batch does.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from flashvideo.training.checkpoints import PARTIAL, put_in_place, remove_partia
 from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.processes import start_processes
 from flashvideo.training.publishing import check_repository
+from flashvideo.training.recipes import recipe_text
 from flashvideo.training.run import Run, Wishes
 from flashvideo.training.stopping import Interrupted, StopSignals
 from flashvideo.training.task import Task
@@ -36,11 +35,13 @@ class Outcome:
         output: folder of the run.
         steps: done so far, over all phases.
         finished: whether all phases are done; otherwise resume goes on.
+        num_skipped: clips of one's own that were left out so far; `flashvideo.training.left_out.FILE` says why.
     """
 
     output: Path
     steps: int
     finished: bool
+    num_skipped: int
 
 
 def train(
@@ -82,12 +83,13 @@ def train(
             run.restore()
         write_recipe(recipe, accelerator)
         try:
+            run.check_data()
             while run.progress.phase < len(phases):
                 wishes = _run_phase_with_bar(run)
                 if wishes.stop:
                     raise Interrupted(_farewell(run), wishes.stop)
                 if wishes.out_of_time and run.progress.phase < len(phases):
-                    return Outcome(output=run.output, steps=run.progress.total, finished=False)
+                    return _outcome(run, finished=False)
             run.finish()
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, Interrupted):
@@ -97,7 +99,16 @@ def train(
             ) from None
         finally:
             accelerator.end_training()
-    return Outcome(output=run.output, steps=run.progress.total, finished=True)
+    return _outcome(run, finished=True)
+
+
+def _outcome(run: Run, *, finished: bool) -> Outcome:
+    return Outcome(
+        output=run.output,
+        steps=run.progress.total,
+        finished=finished,
+        num_skipped=len(run.left_out.reasons),
+    )
 
 
 def _run_phase_with_bar(run: Run) -> Wishes:
@@ -151,6 +162,6 @@ def write_recipe(recipe: Recipe, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         output = Path(recipe.output)
         partial = output / ("recipe.yaml" + PARTIAL)
-        write_durably(partial, yaml.safe_dump(json.loads(json.dumps(asdict(recipe))), sort_keys=False))
+        write_durably(partial, recipe_text(recipe))
         put_in_place(partial, output / "recipe.yaml")
     accelerator.wait_for_everyone()

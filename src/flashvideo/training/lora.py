@@ -29,8 +29,9 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 ADAPTER = "default"
 PREFIX = "transformer."
-# Where diffusers looks for an adapter's settings, in the header of its file.
+# Where diffusers looks for an adapter's settings, in the header of its file; and where we look for its stage.
 _HEADER_KEY = "lora_adapter_metadata"
+_STAGE_KEY = "flashvideo_stage"
 
 _LAYERS = {
     "attention": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
@@ -95,6 +96,7 @@ def save_lora(transformer: FlashVideoTransformer3DModel, folder: Path) -> Path:
     alpha = transformer.peft_config[ADAPTER].lora_alpha
     settings = adapter_settings(weights, alpha) or {}
     header = {_HEADER_KEY: json.dumps({PREFIX + name: value for name, value in settings.items()})}
+    header[_STAGE_KEY] = _stage(transformer)
     tensors = {PREFIX + name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LORA_FILE
@@ -118,9 +120,13 @@ def merge_lora(transformer: FlashVideoTransformer3DModel, file: Path) -> None:
         file: What `save_lora` wrote.
 
     Raises:
-        ValueError: If the file is no such adapter, or does not fit.
+        ValueError: If the file is no such adapter, of another stage, or does not fit.
     """
-    tensors, settings = _read_lora(file)
+    tensors, settings, stage = _read_lora(file)
+    if stage not in ("", _stage(transformer)):
+        raise ValueError(
+            f"{file} must be an adapter of {_stage(transformer)}, got one of {stage}; give it to that stage"
+        )
     scale = settings[PREFIX + "lora_alpha"] / settings[PREFIX + "r"]
     linears = dict(transformer.named_modules())
     for name in settings[PREFIX + "target_modules"]:
@@ -136,12 +142,19 @@ def merge_lora(transformer: FlashVideoTransformer3DModel, file: Path) -> None:
         weight.copy_(weight.float() + scale * product)
 
 
-def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and settings of what `save_lora` wrote."""
+def _stage(transformer: FlashVideoTransformer3DModel) -> str:
+    """Stage II's transformer alone is told the noise step."""
+    return "stage2" if transformer.config.noise_step_embed else "stage1"
+
+
+def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, settings and stage, if that is known, of what `save_lora` wrote."""
     try:
         with safe_open(file, "pt") as opened:
-            settings = json.loads((opened.metadata() or {})[_HEADER_KEY])
-            return {name: opened.get_tensor(name).float() for name in opened.keys()}, settings  # noqa: SIM118
+            header = opened.metadata() or {}
+            settings = json.loads(header[_HEADER_KEY])
+            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+            return tensors, settings, header.get(_STAGE_KEY, "")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{file} must be an adapter that training wrote, but cannot be read ({error})"

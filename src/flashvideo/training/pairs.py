@@ -1,13 +1,16 @@
 """Pairs of a better and a worse video for preference alignment, made from a model's own samples or from files.
 
-A folder of pairs has one file for each prompt: the latents of all its candidates and their scores. Which of them make
-a pair is decided when they are read. Shapes: frames (F, 3, H, W) in [-1, 1], latents (f, C, h, w).
+A folder of pairs has one file for each prompt, the latents of all its candidates and their scores, and a description
+of what made them. Which of them make a pair is decided when they are read.
+
+Shapes: frames (F, 3, H, W) in [-1, 1], latents (f, C, h, w).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from flashvideo.pipelines.tensor_file import read_tensors, write_tensors
+from flashvideo.pipelines.tensor_file import SUFFIX, open_tensors, write_tensors
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
+from flashvideo.training.descriptions import read_description, write_description
 from flashvideo.training.draws import sample_seed
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.video import resize_video
@@ -30,6 +34,7 @@ Scorer: TypeAlias = Callable[[Tensor, str], float]
 
 HEADER = "flashvideo_candidates"
 STAGES = ("stage1", "stage2")
+DESCRIPTION = "candidates.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ def write_candidates(path: Path, candidates: Candidates) -> None:
     if candidates.low is not None:
         tensors["low"] = candidates.low.to(torch.bfloat16).contiguous().cpu()
     content = {"prompt": candidates.prompt, "scores": list(candidates.scores)}
-    write_tensors(path, tensors, content, key=HEADER)
+    write_tensors(path, tensors, {HEADER: content})
 
 
 def read_candidates(path: Path) -> Candidates:
@@ -64,18 +69,38 @@ def read_candidates(path: Path) -> Candidates:
     Raises:
         ValueError: If the file is not one of candidates.
     """
-    tensors, content = read_tensors(path, key=HEADER, kind="candidates")
-    if content is None or "latents" not in tensors or len(content["scores"]) != len(tensors["latents"]):
-        raise ValueError(
-            f"{path} must hold candidates and their scores, got another file; make it by 'flashvideo pairs'"
+    with _opened(path) as (file, content):
+        return Candidates(
+            prompt=content["prompt"],
+            latents=file.get_tensor("latents").float(),
+            scores=tuple(content["scores"]),
+            low=file.get_tensor("low").float() if "low" in file.keys() else None,  # noqa: SIM118
         )
-    low = tensors.get("low")
-    return Candidates(
-        prompt=content["prompt"],
-        latents=tensors["latents"].float(),
-        scores=tuple(content["scores"]),
-        low=None if low is None else low.float(),
-    )
+
+
+def read_scores(path: Path) -> tuple[float, ...]:
+    """The scores of a file of candidates alone.
+
+    Raises:
+        ValueError: If the file is not one of candidates.
+    """
+    with _opened(path) as (_, content):
+        return tuple(content["scores"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file of candidates with its prompt and scores, no latents read yet."""
+    with open_tensors(path, key=HEADER, kind="candidates") as (file, content):
+        if (
+            content is None
+            or "latents" not in file.keys()  # noqa: SIM118 - it is not a dict
+            or len(content["scores"]) != file.get_slice("latents").get_shape()[0]
+        ):
+            raise ValueError(
+                f"{path} must hold candidates and their scores, got another file; make it by 'flashvideo pairs'"
+            )
+        yield file, content
 
 
 def make_candidates(
@@ -87,6 +112,7 @@ def make_candidates(
     stage: str = "stage1",
     count: int = 4,
     seed: int = 0,
+    about: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Sample a model several times for each prompt and score what comes out; what is there already is kept.
 
@@ -101,12 +127,13 @@ def make_candidates(
         stage: Which stage's samples: "stage1" or "stage2".
         count: Candidates for each prompt.
         seed: Of the first; each candidate has its own.
+        about: What else decides candidates and scores, such as a hash of the weights and the scorer's name.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument makes no sense, or the folder holds candidates of anything else than what is asked.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
@@ -115,15 +142,56 @@ def make_candidates(
     if not prompts:
         raise ValueError("candidates need at least one prompt, got none")
     output.mkdir(parents=True, exist_ok=True)
+    # Stage II's candidates are made from previews, whose settings count too.
+    settings = {
+        f"{part}.{name}": value
+        for part in STAGES[: STAGES.index(stage) + 1]
+        for name, value in pipeline.preset.to_dict()[part].items()
+    }
+    _describe(output, {"stage": stage, "count": count, "seed": seed, **settings, **(about or {})})
+    files = [output / f"{index:06}{SUFFIX}" for index in range(len(prompts))]
+    _check_prompts(output, dict(zip(files, prompts, strict=True)))
     sample = _previews if stage == "stage1" else _enlargements
-    files = []
     for index, prompt in enumerate(tqdm(prompts, desc="candidates")):
-        path = output / f"{index:06}.safetensors"
-        if not path.exists():
+        if not files[index].exists():
             seeds = [sample_seed(seed, index, i) for i in range(count)]
-            write_candidates(path, sample(pipeline, prompt, scorer, seeds))
-        files.append(path)
+            write_candidates(files[index], sample(pipeline, prompt, scorer, seeds))
     return files
+
+
+def _describe(folder: Path, about: dict[str, Any]) -> None:
+    """Writes a folder's description; refuses a folder with another one, or with candidates and none."""
+    path = folder / DESCRIPTION
+    found = read_description(path, "flashvideo pairs")
+    if found is None:
+        if any(folder.glob(f"*{SUFFIX}")):
+            raise ValueError(
+                f"{folder} holds candidates, but no {DESCRIPTION} that tells what made them; choose another folder"
+            )
+        write_description(path, about)
+        return
+    for name in {**about, **found}:
+        if about.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} holds candidates of another {name}, {found.get(name)} instead of {about.get(name)}; "
+                "choose another folder, or delete it"
+            )
+
+
+def _check_prompts(folder: Path, prompts: Mapping[Path, str]) -> None:
+    """Refuses files of other prompts than theirs, and those of none."""
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if path not in prompts:
+            raise ValueError(
+                f"{path} is beyond the {len(prompts)} prompts, and would be trained on too; give all prompts, or "
+                "choose another folder"
+            )
+        with _opened(path) as (_, content):
+            if content["prompt"] != prompts[path]:
+                raise ValueError(
+                    f"{path} holds candidates of another prompt, {content['prompt']!r} instead of {prompts[path]!r}; "
+                    "choose another folder, or delete it"
+                )
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -186,26 +254,40 @@ class Pair:
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """The better one's latents, the worse one's, and what both were made from, zeros at Stage I; (f, C, h, w)."""
-        candidates = read_candidates(self.path)
-        better, worse = candidates.latents[self.better], candidates.latents[self.worse]
-        return better, worse, torch.zeros_like(better) if candidates.low is None else candidates.low
+        with _opened(self.path) as (file, _):
+            latents = file.get_slice("latents")
+            better, worse = (latents[number].float() for number in (self.better, self.worse))
+            has_low = "low" in file.keys()  # noqa: SIM118 - it is not a dict
+            return better, worse, file.get_tensor("low").float() if has_low else torch.zeros_like(better)
 
 
-def find_pairs(files: Sequence[Path], *, least_margin: float = 0.0) -> list[Pair]:
+def find_pairs(files: Sequence[Path], *, stage: str, least_margin: float = 0.0) -> list[Pair]:
     """The best and the worst candidate of each file, where their scores differ by more than `least_margin`.
 
+    Args:
+        files: Of candidates; no latents are read.
+        stage: Whose samples they must be, "stage1" or "stage2".
+        least_margin: Of their scores.
+
     Raises:
-        ValueError: If no file has such a pair.
+        ValueError: If a file is of the other stage, or none has such a pair.
     """
     pairs = []
     for path in files:
-        candidates = read_candidates(path)
-        scores = candidates.scores
+        with _opened(path) as (file, content):
+            # What they were made from is there at Stage II alone.
+            found = "stage2" if "low" in file.keys() else "stage1"  # noqa: SIM118 - it is not a dict
+            scores: list[float] = content["scores"]
+        if found != stage:
+            raise ValueError(
+                f"{path} holds candidates of {found}, but {stage} is trained; make them by 'flashvideo pairs --stage "
+                f"{stage[-1]}', or change the recipe's stage"
+            )
         better = max(range(len(scores)), key=scores.__getitem__)
         worse = min(range(len(scores)), key=scores.__getitem__)
         margin = scores[better] - scores[worse]
         if margin > least_margin:
-            pairs.append(Pair(path=path, prompt=candidates.prompt, better=better, worse=worse, margin=margin))
+            pairs.append(Pair(path=path, prompt=content["prompt"], better=better, worse=worse, margin=margin))
     if not pairs:
         raise ValueError(
             f"pairs need candidates whose scores differ by more than {least_margin}, got none in {len(files)} files; "

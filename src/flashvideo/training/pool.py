@@ -6,39 +6,32 @@ made them; a pool made by another VAE is refused, an interrupted one is continue
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from flashvideo.data.shapes_world import Scene, render, sample_scene
+from flashvideo.pipelines.tensor_file import write_tensors
+from flashvideo.training.descriptions import (
+    DECODES_ONLY,
+    read_description,
+    weights_fingerprint,
+    write_description,
+)
 from flashvideo.training.draws import sample_seed
 from flashvideo.vae import encode_pixels
 
 logger = logging.getLogger(__name__)
 SHARD = 128
-
-
-def fingerprint(vae: AutoencoderKLCogVideoX) -> str:
-    """A short hash of what makes latents: all weights but those that only decode."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        if name.startswith(("decoder.", "post_quant_conv.")):
-            continue
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def pool_scene(seed: int, index: int, emphasis: Mapping[str, float] | None = None) -> Scene:
@@ -81,7 +74,7 @@ def build_pool(
     folder.mkdir(parents=True, exist_ok=True)
     scale = float(vae.config.scaling_factor)
     about = {
-        "vae": fingerprint(vae),
+        "vae": weights_fingerprint(vae, without=DECODES_ONLY, dtype=torch.float32),
         "latent_scale": scale,
         "seed": seed,
         "frames": frames,
@@ -89,11 +82,13 @@ def build_pool(
         "emphasis": dict(emphasis),
     }
     description = folder / "pool.json"
-    if description.exists() and json.loads(description.read_text()) != about:
+    found = read_description(description, "training")
+    if found not in (None, about):
         raise ValueError(
             f"{folder} holds clips of another VAE, latent scale, seed, size or emphasis; delete it to make them anew"
         )
-    description.write_text(json.dumps(about))
+    if found is None:
+        write_description(description, about)
     for shard in tqdm(range((count + SHARD - 1) // SHARD), desc=f"encode {frames} frames", mininterval=5):
         path = folder / f"{shard:05}.safetensors"
         if path.exists():
@@ -105,9 +100,7 @@ def build_pool(
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
                 encoded = encode_pixels(vae, clip.to(vae.device), scale=vae.config.scaling_factor)
             latents.append(encoded[0].to(torch.bfloat16).cpu())
-        temporary = path.with_suffix(f".partial{os.getpid()}")
-        save_file({"latents": torch.stack(latents)}, temporary)
-        os.replace(temporary, path)
+        write_tensors(path, {"latents": torch.stack(latents)}, {})
 
 
 def load_pool(folder: Path, count: int) -> Tensor:

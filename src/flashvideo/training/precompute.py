@@ -7,9 +7,7 @@ made again: the same command goes on with what was interrupted, and several proc
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,23 +15,21 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo.data.clips import ClipDataset
-from flashvideo.data.clips.files import ClipError
 from flashvideo.data.clips.samples import ClipSample
+from flashvideo.pipelines.tensor_file import PARTIAL, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored
-from flashvideo.training.clip_data import is_held_out
+from flashvideo.training.descriptions import read_description, write_description
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs, drawn_kind
 from flashvideo.training.model_configs import recipe_configs
-from flashvideo.training.samples import held_out_share
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import freeze, start_text, start_vae, trains_text
 from flashvideo.training.stopping import Interrupted, leave_signals_to_parent
@@ -66,9 +62,13 @@ class Extent:
             raise ValueError(f"a part must be from 1 to {self.part[1]}, got {self.part[0] + 1}")
 
     def own(self, folder: Path, count: int) -> list[int]:
-        """Which of a folder's shards this process still has to make."""
+        """Which of a folder's shards this process still has to make; what a killed one left of them is removed."""
         numbers = range(self.part[0], count, self.part[1])
-        return [number for number in numbers if not stored.shard_path(folder, number).exists()]
+        todo = [number for number in numbers if not stored.shard_path(folder, number).exists()]
+        for number in todo:
+            for leftover in folder.glob(f"{stored.shard_path(folder, number).name}.*{PARTIAL}"):
+                leftover.unlink(missing_ok=True)
+        return todo
 
 
 @dataclass(kw_only=True)
@@ -125,7 +125,8 @@ def precompute(
     vae = start_vae(recipe, device)
     tokenizer, encoder = (None, None) if _learns_text(recipe) else start_text(recipe, device)
     folder.mkdir(parents=True, exist_ok=True)
-    homes = _plan_homes(recipe, folder, extent, vae)
+    has_text = encoder is not None or _learns_text(recipe)
+    homes = _plan_homes(recipe, folder, extent, vae, has_text=has_text)
     distinct = {home.name: home for home in homes}
     length, channels = _text_shape(recipe)
     prompts = sorted({prompt for home in distinct.values() for prompt in home.prompts.values() if prompt})
@@ -175,11 +176,15 @@ def _text_dtype(recipe: Stage1Recipe | Stage2Recipe) -> torch.dtype:
 
 
 def _plan_homes(
-    recipe: Stage1Recipe | Stage2Recipe, folder: Path, extent: Extent, vae: AutoencoderKLCogVideoX
+    recipe: Stage1Recipe | Stage2Recipe,
+    folder: Path,
+    extent: Extent,
+    vae: AutoencoderKLCogVideoX,
+    *,
+    has_text: bool,
 ) -> list[_Home]:
     """The home of each phase."""
     homes: list[_Home] = []
-    prefix = recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else ""
     for index in range(len(recipe.phases)):
         clips = stored.clips_of_phase(recipe, index, vae_factors(vae.config)[0], cache=folder / "clips.json")
         about = stored.describe_phase(recipe, index, clips)
@@ -187,9 +192,8 @@ def _plan_homes(
         if like is not None:
             homes.append(like)
             continue
-        share = held_out_share(recipe)
-        items = [item for item in range(len(clips)) if not is_held_out(clips.name(item), share)]
-        samples = [view * len(clips) + item for item in items for view in range(extent.views)]
+        prompts = stored.phase_prompts(recipe, clips, has_text=has_text)
+        samples = [view * len(clips) + item for item in prompts for view in range(extent.views)]
         homes.append(
             _Home(
                 name=f"phase_{index + 1}",
@@ -197,17 +201,10 @@ def _plan_homes(
                 clips=clips,
                 about=about,
                 shards=_cut(samples, _sample_bytes(recipe, clips, extent, vae), extent.shard_bytes),
-                prompts={item: stored.prompt_of(_caption(clips, item), prefix) for item in items},
+                prompts=prompts,
             )
         )
     return homes
-
-
-def _caption(clips: ClipDataset, item: int) -> str:
-    try:
-        return clips.caption(item)
-    except (ClipError, OSError):  # for the same reason there will be no sample
-        return ""
 
 
 def _sample_bytes(
@@ -242,13 +239,14 @@ def _describe_extent(
     recipe: Stage1Recipe | Stage2Recipe, extent: Extent, homes: Sequence[_Home]
 ) -> dict[str, Any]:
     """What beside the models decides the folder's content."""
-    captions = json.dumps([[home.name, home.prompts] for home in homes])
+    phases = [
+        home.about | {"folder": home.name, "captions": stored.hash_prompts(home.prompts)} for home in homes
+    ]
     return {
         "views": extent.views,
         "versions": extent.versions if isinstance(recipe, Stage2Recipe) else 1,
         "shard_bytes": extent.shard_bytes,
-        "captions": hashlib.sha256(captions.encode(errors="surrogateescape")).hexdigest()[:16],
-        "phases": {str(i + 1): home.about | {"folder": home.name} for i, home in enumerate(homes)},
+        "phases": {str(number): phase for number, phase in enumerate(phases, 1)},
     }
 
 
@@ -258,33 +256,15 @@ def _describe(folder: Path, about: dict[str, Any], counts: Mapping[str, int]) ->
     Raises:
         ValueError: If it has.
     """
-    found = stored.read_description(folder)
+    found = read_description(folder / stored.DESCRIPTION, stored.COMMAND)
     if found is None:
-        path = folder / stored.DESCRIPTION
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(about | {"shards": dict(counts)}, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        write_description(folder / stored.DESCRIPTION, about | {"shards": dict(counts)})
         return
     differing = stored.difference(about, found)
     if differing:
         raise ValueError(
             f"{folder} holds what was computed for another recipe ({differing}); choose another folder, or delete it"
         )
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes a shard whole, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={name: json.dumps(value) for name, value in header.items()},
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -299,6 +279,7 @@ def _make_texts(
 ) -> None:
     """Encodes the prompts of this process's shards."""
     length, dtype = _text_shape(recipe)[0], _text_dtype(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
     todo = extent.own(folder, len(shards))
     with tqdm(total=sum(len(shards[number]) for number in todo), desc="prompts", mininterval=1) as bar:
         for number in todo:
@@ -310,7 +291,7 @@ def _make_texts(
                 parts.append(embeddings.to("cpu", dtype))
                 bar.update(len(some))
             path = stored.shard_path(folder, number)
-            _write_shard(path, {"embeddings": torch.cat(parts)}, {"prompts": prompts})
+            write_tensors(path, {"embeddings": torch.cat(parts)}, {"prompts": prompts})
             outcome.made += 1
 
 
@@ -324,6 +305,7 @@ def _make_latents(
 ) -> None:
     """Encodes the samples of this process's shards; what other shards skipped joins the outcome."""
     maker = _Maker(recipe, home.phase_index, extent, vae)
+    folder.mkdir(parents=True, exist_ok=True)
     todo = extent.own(folder, len(home.shards))
     samples = _decoded(home, todo, recipe.workers)
     with tqdm(total=sum(len(home.shards[number]) for number in todo), desc=home.name, mininterval=1) as bar:
@@ -341,7 +323,7 @@ def _make_latents(
                     about[sample_number] = {"caption": sample.caption, "name": sample.name} | strong
                 bar.update()
             path = stored.shard_path(folder, number)
-            _write_shard(path, tensors, {"samples": about, "skipped": skipped})
+            write_tensors(path, tensors, {"samples": about, "skipped": skipped})
             outcome.made += 1
     for number in range(len(home.shards)):
         path = stored.shard_path(folder, number)
@@ -377,7 +359,7 @@ class _Maker:
         dtype, device = _latent_dtype(self.recipe), self.vae.device
         pixels = sample.pixels[None].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            tensors = {"clean": self.pairs.encode(pixels)[0].to("cpu", dtype)}
+            tensors = {"clean": self.pairs.encode(pixels)[0].to("cpu", dtype).contiguous()}
             if isinstance(self.recipe, Stage1Recipe):
                 return tensors, {}
             phase = self.recipe.phases[self.phase_index]

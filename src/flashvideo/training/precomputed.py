@@ -26,20 +26,23 @@ from diffusers import AutoencoderKLCogVideoX
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.files import ClipError
 from flashvideo.degradations.pixel import PixelDegradation
-from flashvideo.shapes import vae_factors
 from flashvideo.text import with_prefix
 from flashvideo.training.clip_data import CACHE, deal_clips, is_held_out, phase_clips
+from flashvideo.training.descriptions import DECODES_ONLY, read_description, weights_fingerprint
 from flashvideo.training.draws import sample_seed
 from flashvideo.training.samples import held_out_share, shapes_of_phase
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe, image_share
 from flashvideo.training.starts import trains_text
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder: to be raised when what is in it changes."""
 
+COMMAND = "flashvideo precompute"
 DESCRIPTION = "precomputed.json"
 TEXT = "text"
 
@@ -65,21 +68,7 @@ _WORDS = {
     "round_trip": "share of round trips",
     "folder": "number of phases",
 }
-
-
-def weights_fingerprint(module: nn.Module, *, without: tuple[str, ...] = ()) -> str:
-    """A short hash of a module's weights, the same whether they are in 32 bits or in bfloat16.
-
-    Args:
-        module: The module.
-        without: Beginnings of names that do not count.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if not name.startswith(without):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+_HASHES = ("vae", "text_encoder", "clips", "captions")
 
 
 def describe_models(
@@ -94,7 +83,7 @@ def describe_models(
     about: dict[str, Any] = {
         "format": FORMAT,
         "task": recipe.task,
-        "vae": weights_fingerprint(vae, without=("decoder.", "post_quant_conv.")),
+        "vae": weights_fingerprint(vae, without=DECODES_ONLY),
         "latent_scale": float(vae.config.scaling_factor),
         "text_encoder": None if text_encoder is None else weights_fingerprint(text_encoder),
         "max_text_tokens": max_text_tokens,
@@ -116,12 +105,46 @@ def describe_models(
 def describe_phase(
     recipe: Stage1Recipe | Stage2Recipe, phase_index: int, clips: ClipDataset
 ) -> dict[str, Any]:
-    """What decides the samples of a phase beside `describe_models`, as plain values."""
+    """What decides the samples of a phase beside `describe_models` and their captions, as plain values."""
     about: dict[str, Any] = {"clips": clips.fingerprint()}
     if isinstance(recipe, Stage2Recipe):
         phase = recipe.phases[phase_index]
         about |= {"strong": phase.strong, "round_trip": phase.round_trip}
     return about
+
+
+def phase_prompts(
+    recipe: Stage1Recipe | Stage2Recipe, clips: ClipDataset, *, has_text: bool
+) -> dict[int, str]:
+    """What the text encoder reads of each item that is trained on; without one all prompts are empty.
+
+    Args:
+        recipe: Of the training.
+        clips: Of a phase.
+        has_text: Whether there is a text encoder, frozen or in training.
+    """
+    share = held_out_share(recipe)
+    items = [item for item in range(len(clips)) if not is_held_out(clips.key(item), share)]
+    if not has_text:
+        return dict.fromkeys(items, "")
+    prefix = recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else ""
+    return {
+        item: prompt_of(_caption(clips, item), prefix)
+        for item in tqdm(items, desc="captions", mininterval=1, delay=1)
+    }
+
+
+def _caption(clips: ClipDataset, item: int) -> str:
+    try:
+        return clips.caption(item)
+    except (ClipError, OSError):  # for the same reason there will be no sample
+        return ""
+
+
+def hash_prompts(prompts: Mapping[int, str]) -> str:
+    """A short hash of `phase_prompts`."""
+    told = json.dumps(sorted(prompts.items()))
+    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -136,29 +159,9 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
                 if inner:
                     return f"phase {number}: {inner}"
             continue
-        told = all(isinstance(v, int | float | str) for v in (value, other)) and name not in ("vae", "clips")
+        told = all(isinstance(v, int | float | str) for v in (value, other)) and name not in _HASHES
         return _WORDS[name] + (f", {other} instead of {value}" if told else "")
     return ""
-
-
-def read_description(folder: Path) -> dict[str, Any] | None:
-    """The description of a folder; None if there is none.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{path} must be what flashvideo precompute wrote, but cannot be read; delete the folder"
-        )
-    return values
 
 
 def clips_of_phase(
@@ -182,9 +185,9 @@ def step_latents(
     phase_index: int,
     clips_per_step: int,
     *,
-    vae: AutoencoderKLCogVideoX,
-    text_encoder: nn.Module | None,
-    transformer: Mapping[str, Any],
+    models: Mapping[str, Any],
+    temporal: int,
+    text_channels: int,
 ) -> StepLatents:
     """The samples of a phase that the recipe's `precomputed` folder holds.
 
@@ -192,30 +195,32 @@ def step_latents(
         recipe: With `data` and `precomputed`.
         phase_index: Of the phase.
         clips_per_step: Of all processes and accumulated batches.
-        vae: What the latents must have been made by.
-        text_encoder: Likewise; None for prompts instead of embeddings, or zeros at Stage II.
-        transformer: Config of the transformer, for the text length and channels.
+        models: What `describe_models` tells of what the latents must have been made by. Without a text encoder there
+            samples have prompts instead of embeddings if one is trained, and zeros if not.
+        temporal: The VAE's compression in time.
+        text_channels: Of an embedding.
 
     Raises:
         ValueError: If the folder was made of or by something else, or is not finished.
     """
     folder = Path(recipe.precomputed)
-    found = read_description(folder)
+    found = read_description(folder / DESCRIPTION, COMMAND)
     if found is None:
         raise ValueError(
             f"precomputed must be a folder that flashvideo precompute made, got {folder} without {DESCRIPTION}"
         )
-    clips = clips_of_phase(recipe, phase_index, vae_factors(vae.config)[0])
-    length, channels = int(transformer["max_text_seq_length"]), int(transformer["text_embed_dim"])
-    models = describe_models(recipe, vae=vae, text_encoder=text_encoder, max_text_tokens=length)
+    clips = clips_of_phase(recipe, phase_index, temporal)
+    learns_text = isinstance(recipe, Stage1Recipe) and trains_text(recipe)
+    prompts = phase_prompts(recipe, clips, has_text=learns_text or models["text_encoder"] is not None)
     number = str(phase_index + 1)
-    differing = difference(models | {"phases": {number: describe_phase(recipe, phase_index, clips)}}, found)
+    phase = describe_phase(recipe, phase_index, clips) | {"captions": hash_prompts(prompts)}
+    differing = difference({**models, "phases": {number: phase}}, found)
     if differing:
         raise ValueError(
             f"{folder} was computed for another recipe ({differing}); run flashvideo precompute into a new folder"
         )
-    wants_text = not (isinstance(recipe, Stage1Recipe) and trains_text(recipe))
-    texts = TextShards(folder / TEXT, found["shards"]["text"], (length, channels)) if wants_text else None
+    shape = models["max_text_tokens"], text_channels
+    texts = None if learns_text else TextShards(folder / TEXT, found["shards"][TEXT], shape)
     home = found["phases"][number]["folder"]
     return StepLatents(
         folder / home,
@@ -235,12 +240,12 @@ class TextShards:
 
     Args:
         folder: Of their shards.
-        count: How many there must be.
+        count: How many there must be; none without a text encoder, when every prompt is no text.
         shape: (L, D), of the zeros that stand for no text.
     """
 
     def __init__(self, folder: Path, count: int, shape: tuple[int, int]) -> None:
-        self.shape = shape
+        self.count, self.shape = count, shape
         self._places = {
             prompt: (path, row)
             for path in whole_shards(folder, count)
@@ -248,11 +253,11 @@ class TextShards:
         }
 
     def __contains__(self, prompt: str) -> bool:
-        return prompt in self._places
+        return not prompt or not self.count or prompt in self._places
 
     def __getitem__(self, prompt: str) -> Tensor:
-        """(L, D); of an empty prompt zeros."""
-        if not prompt:
+        """(L, D); of no text zeros."""
+        if not prompt or not self.count:
             return torch.zeros(self.shape)
         path, row = self._places[prompt]
         with safe_open(path, "pt") as shard:
@@ -310,7 +315,7 @@ class StepLatents(Dataset):
             image_share=image_share,
             keep=lambda item: (
                 all(first + item in self._places for first in self._views)
-                and not is_held_out(clips.name(item), held_out)
+                and not is_held_out(clips.key(item), held_out)
             ),
             reason=f"of the {len(clips)} clips, what could be read and data.held_out, {held_out},",
         )
@@ -342,8 +347,7 @@ class StepLatents(Dataset):
         return prompt_of(self._captions[number], self.prefix)
 
     def _has_text(self, number: int) -> bool:
-        prompt = self._prompt(number)
-        return self.texts is None or not prompt or prompt in self.texts
+        return self.texts is None or self._prompt(number) in self.texts
 
 
 def prompt_of(caption: str, prefix: str) -> str:

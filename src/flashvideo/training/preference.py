@@ -133,7 +133,7 @@ class PreferenceTask:
                 f"the recipe's pairs must be a folder of candidates, got {recipe.pairs}, which has none; "
                 "make them by 'flashvideo pairs'"
             )
-        pairs = find_pairs(files, least_margin=recipe.least_margin)
+        pairs = find_pairs(files, stage=recipe.stage, least_margin=recipe.least_margin)
         held_out = max(1, round(recipe.held_out * len(pairs)))
         if held_out >= len(pairs):
             raise ValueError(

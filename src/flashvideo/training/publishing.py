@@ -23,8 +23,9 @@ from flashvideo.training.weights import FIGURES
 
 logger = logging.getLogger(__name__)
 CARD = "README.md"
-BESIDES = (CARD, "curve.csv", "curve.png", "*.png", "recipe.yaml")
-"""What goes to the hub beside the folders of weights."""
+RECIPE = "recipe.yaml"
+BESIDES = (CARD, "curve.csv", "curve.png", "validation.png", "guess.png")
+"""What goes to the hub beside the folders of weights; the last two show held-out clips and what was made of them."""
 
 WHAT = {
     "vae": "causal video VAE",
@@ -60,7 +61,6 @@ def describe(output: Path, recipe: Recipe, progress: Progress, device: torch.dev
         device: that it ran on.
         processes: how many it ran in.
     """
-    settings = yaml.safe_load((output / "recipe.yaml").read_text())
     base = recipe.start and Path(recipe.start).name
     if recipe.start and Path(recipe.start).resolve() == NANO_PATH.resolve():
         base = "nano"
@@ -87,10 +87,16 @@ def describe(output: Path, recipe: Recipe, progress: Progress, device: torch.dev
         f"A {WHAT.get(recipe.task, recipe.task)}, trained with `flashvideo train`.\n\n"
         + "".join(f"- {fact}\n" for fact in facts)
         + f"{licence}\n## Validation\n\n| figure | value |\n| --- | --- |\n{rows}\n{picture}\n"
-        + f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_folders(settings), sort_keys=False)}```\n"
+        + f"## Recipe\n\n```yaml\n{_public_recipe(output)}```\n"
     )
     write_durably(output / (CARD + PARTIAL), str(card))
     put_in_place(output / (CARD + PARTIAL), output / CARD)
+
+
+def _public_recipe(output: Path) -> str:
+    """The recipe in the output as others may read it."""
+    settings = yaml.safe_load((output / RECIPE).read_text())
+    return yaml.safe_dump(_without_folders(settings), sort_keys=False)
 
 
 def _without_folders(settings: object) -> object:
@@ -119,7 +125,8 @@ def describe_device(device: torch.device) -> str:
 def push(output: Path, repository: str, parts: Sequence[str]) -> None:
     """Upload what a finished run left, without checkpoints; a new repository is private.
 
-    What fails is a warning that says how to try again: the weights are safe on the disk.
+    The recipe goes without the machine's folders. What fails is a warning that says how to try again: the weights are
+    safe on the disk.
 
     Args:
         output: of the run.
@@ -135,6 +142,12 @@ def push(output: Path, repository: str, parts: Sequence[str]) -> None:
             folder_path=output,
             allow_patterns=patterns,
             commit_message="Weights of a finished training",
+        )
+        api.upload_file(
+            repo_id=repository,
+            path_or_fileobj=_public_recipe(output).encode(),
+            path_in_repo=RECIPE,
+            commit_message="Its recipe",
         )
     except Exception as error:  # hours of training must not end in what an upload may fail by, whatever it is
         include = " ".join(f"--include '{pattern}'" for pattern in patterns)

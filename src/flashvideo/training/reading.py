@@ -101,8 +101,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a mapping of keys to values, got {value!r}")
-        if arguments[0] is int:  # what went through JSON has them as text
-            value = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in value.items()}
+        value = {_key(arguments[0], k, where): v for k, v in value.items()}
         if typing.get_origin(arguments[1]) is tuple:
             return {k: _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
         return {k: _number(v) for k, v in value.items()}
@@ -114,3 +113,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be of type {hint.__name__}, got {value!r}")
     return value
+
+
+def _key(hint: type, key: Any, where: str) -> Any:
+    """A key of its type; in what a run writes of its recipe numbers are text, as in JSON."""
+    if hint is int and isinstance(key, str) and key.isdecimal():
+        return int(key)
+    if not isinstance(key, hint):
+        raise ValueError(f"{where} must have keys of type {hint.__name__}, got {key!r}")
+    return key

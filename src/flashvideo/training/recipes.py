@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "VAEPhase",
     "VAERecipe",
     "load_recipe",
+    "recipe_text",
 ]
 
 
@@ -178,3 +180,12 @@ def name_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's values with the folders that `nano` stands for."""
     shipped = {key: str(folder) for key, folder in SHIPPED.items() if data.get(key) == NANO.name}
     return {**data, **shipped}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """What `load_recipe` reads as this recipe: YAML of all its keys, with the shipped model by its name."""
+    data = json.loads(json.dumps(asdict(recipe)))
+    for key, folder in SHIPPED.items():
+        if data.get(key) == str(folder):
+            data[key] = NANO.name
+    return yaml.safe_dump(data, sort_keys=False)

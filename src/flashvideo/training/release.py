@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKLCogVideoX, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -21,7 +21,9 @@ from flashvideo.pipelines.new_folder import new_folder
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler
+from flashvideo.training.config import Recipe
 from flashvideo.training.lora import LORA_FILE, merge_lora
+from flashvideo.training.origins import check_adapted, check_text, check_vae, run_recipe, with_settings
 
 DTYPE = torch.bfloat16
 
@@ -39,17 +41,20 @@ def assemble(
         base: The model that gives all other parts, and its preset: `nano`, a folder, or a repository of the hub.
         vae: Output folder of a run; the latent scales become those of its VAE.
         stage1: Likewise, of weights, or of an adapter that was trained on the base, which is merged.
-        stage2: Likewise.
+        stage2: Likewise; shift and prompt prefix become the run's, and the noise step, if it was not trained with it.
 
     Returns:
         The pipeline, in bfloat16.
 
     Raises:
-        ValueError: If a run has not written its weights yet, or an adapter does not fit.
+        ValueError: If a run has not written its weights yet, is of another part, or was trained on weights that are
+            not the model's.
     """
-    pipeline = FlashVideoPipeline.from_pretrained(model_folder(base), dtype=DTYPE)
+    folder = model_folder(base)
+    pipeline = FlashVideoPipeline.from_pretrained(folder, dtype=DTYPE)
     preset, parts = pipeline.preset, dict(pipeline.components)
     if vae is not None:
+        run_recipe(vae, "vae")
         parts["vae"] = AutoencoderKLCogVideoX.from_pretrained(_part(vae, "vae"), torch_dtype=DTYPE)
         scale = float(parts["vae"].config.scaling_factor)
         preset = dataclasses.replace(
@@ -57,14 +62,23 @@ def assemble(
             stage1=dataclasses.replace(preset.stage1, latent_scale=scale),
             stage2=dataclasses.replace(preset.stage2, latent_scale=scale),
         )
-    for name, run in (("stage1_transformer", stage1), ("stage2_transformer", stage2)):
-        if run is not None:
-            parts[name] = _transformer(run, name, parts[name])
+    text_folder = folder
     if stage1 is not None and (stage1 / "text_encoder").is_dir():
+        text_folder = stage1
         parts["tokenizer"] = AutoTokenizer.from_pretrained(stage1 / "tokenizer", trust_remote_code=False)
         parts["text_encoder"] = T5EncoderModel.from_pretrained(stage1 / "text_encoder", torch_dtype=DTYPE)
+    for stage, run in (("stage1", stage1), ("stage2", stage2)):
+        if run is None:
+            continue
+        recipe, name = run_recipe(run, stage), f"{stage}_transformer"
+        if run != text_folder:
+            check_text(recipe, parts["text_encoder"], text_folder)
+        preset = with_settings(preset, recipe, check_vae(recipe, parts["vae"]))
+        parts[name] = _transformer(run, recipe, name, parts[name], folder)
     if stage1 is not None and (stage1 / "stage1_scheduler").is_dir():
         parts["stage1_scheduler"] = FlashVideoScheduler.from_pretrained(stage1 / "stage1_scheduler")
+    if stage2 is not None:
+        parts["stage2_scheduler"] = FlowMatchEulerDiscreteScheduler(shift=preset.stage2.shift)
     return FlashVideoPipeline(**parts, preset=preset)
 
 
@@ -74,15 +88,26 @@ def _part(run: Path, name: str) -> Path:
     return run / name
 
 
-def _transformer(run: Path, name: str, base: FlashVideoTransformer3DModel) -> FlashVideoTransformer3DModel:
-    """A run's transformer, or the base's with the run's adapter in it."""
-    if (run / LORA_FILE).is_file():
-        merge_lora(base, run / LORA_FILE)
-        return base
-    model: FlashVideoTransformer3DModel = FlashVideoTransformer3DModel.from_pretrained(
-        _part(run, name), torch_dtype=DTYPE
-    )
-    return model
+def _transformer(
+    run: Path, recipe: Recipe, name: str, own: FlashVideoTransformer3DModel | None, base: Path
+) -> FlashVideoTransformer3DModel:
+    """A run's transformer, or the base's own with the run's adapter in it."""
+    if not (run / LORA_FILE).is_file():
+        model: FlashVideoTransformer3DModel = FlashVideoTransformer3DModel.from_pretrained(
+            _part(run, name), torch_dtype=DTYPE
+        )
+        return model
+    if (run / name).is_dir():
+        raise ValueError(
+            f"{run} must hold an adapter or whole weights, got both {LORA_FILE} and {name}; move away what is not meant"
+        )
+    if own is None:
+        raise ValueError(
+            f"{base} has no {name} that the adapter in {run} could be merged into; give another --base"
+        )
+    check_adapted(recipe, own, name, base)
+    merge_lora(own, run / LORA_FILE)
+    return own
 
 
 def save(pipeline: FlashVideoPipeline, output: Path) -> None:

@@ -27,10 +27,12 @@ from flashvideo.training.average import Average
 from flashvideo.training.checkpoints import PARTIAL, Best, Checkpoints, Contents, Progress
 from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.curve import Curve
+from flashvideo.training.left_out import LeftOut
 from flashvideo.training.memory import peak_memory
 from flashvideo.training.optimizers import build_optimizers, check_optimizer, forget
 from flashvideo.training.publishing import describe, push
 from flashvideo.training.resuming import check_resumed
+from flashvideo.training.stage_recipes import Stage1Recipe
 from flashvideo.training.steps import Steps
 from flashvideo.training.stopping import StopSignals
 from flashvideo.training.task import Task
@@ -111,6 +113,7 @@ class Run:
             self.output / "checkpoints", recipe.checkpoint_limit, accelerator, sharded=self.sharded
         )
         self.curve = Curve(self.output / "curve.csv", 0)
+        self.left_out = LeftOut(self.output, accelerator)
         self.tracking = Tracking(accelerator, self.output, json.dumps(asdict(recipe)))
         self.last_checkpoint = self.last_validation = time.monotonic()
         self.clips_since_row, self.seconds_of_row = 0, 0.0
@@ -129,11 +132,13 @@ class Run:
         self.checkpoints.load(path, self.contents)
         self.progress, self.seconds_of_row = progress, progress.seconds
         self.curve = Curve(self.output / "curve.csv", progress.total)
+        self.left_out.restore()
         if self.is_main:
             logger.info("resumed %s at step %d", self.output, progress.total)
 
     def checkpoint(self) -> Path:
         """Save all that `restore` reads, and remove best weights that no checkpoint counts on any more."""
+        self.left_out.write()
         path = self.checkpoints.save(self.contents, self.progress)
         if self.is_main:
             self.weights.prune(self.checkpoints.referenced_steps())
@@ -188,6 +193,20 @@ class Run:
         figures: dict[str, float] = values[0]
         return figures
 
+    def check_data(self) -> None:
+        """Makes the data sets of the phases to come, which else would only be refused when these begin.
+
+        Raises:
+            ValueError: If one cannot work.
+        """
+        if not self.is_main:  # they are alike
+            return
+        for index in range(self.progress.phase + 1, len(self.phases)):
+            try:
+                self.steps.dataset(index)
+            except ValueError as error:
+                raise ValueError(f"phase {index + 1} cannot be trained: {error}") from None
+
     def start_phase(self) -> None:
         """At the first step of a phase: go back to the best weights of the phase before, if it wants that."""
         progress = self.progress
@@ -227,7 +246,11 @@ class Run:
         """
         progress, phase = self.progress, self.phases[self.progress.phase]
         self.start_phase()
-        batches = self.steps.batches(progress)
+        dataset = self.steps.dataset(progress.phase)
+        self.left_out.begin(
+            dataset, number=progress.phase + 1, needs_captions=isinstance(self.recipe, Stage1Recipe)
+        )
+        batches = self.steps.batches(progress, dataset)
         while True:
             started = time.monotonic()
             values = self.steps.take(batches, progress)

@@ -12,7 +12,7 @@ Shapes: pixels (B, F, 3, H, W), latents (B, f, C, h, w), text (B, L, D). Equatio
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from torch.utils.data import Dataset, default_collate
 from transformers import T5EncoderModel
 
 from flashvideo.data.captions import full_caption
-from flashvideo.data.clips.samples import format_skipped
 from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
@@ -35,7 +34,7 @@ from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
-from flashvideo.training.precomputed import step_latents
+from flashvideo.training.precomputed import describe_models, step_latents
 from flashvideo.training.previews import Previews
 from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe
@@ -52,8 +51,6 @@ from flashvideo.training.world import PoolClips, held_out_scenes
 from flashvideo.vae import encode_pixels
 from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import contact_sheet, save_image
-
-logger = logging.getLogger(__name__)
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
 """What readers look for in previews of the procedural world."""
@@ -159,6 +156,16 @@ class Stage1Task:
         noise = torch.randn(latents.shape, generator=generator)
         return add_noise(latents, noise, a), velocity_target(latents, noise, a)
 
+    @functools.cached_property
+    def _models(self) -> dict[str, Any]:
+        """What latents and embeddings that were computed before must have been made by."""
+        return describe_models(
+            self.recipe,
+            vae=self.vae,
+            text_encoder=None if self.trains_text else self.text_encoder,
+            max_text_tokens=int(self.transformer.config.max_text_seq_length),
+        )
+
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """What a phase is trained on: encoded procedural clips, or pixels of one's own."""
         recipe = self.recipe
@@ -169,9 +176,9 @@ class Stage1Task:
                 recipe,
                 phase_index,
                 clips_per_step,
-                vae=self.vae,
-                text_encoder=None if self.trains_text else self.text_encoder,
-                transformer=self.transformer.config,
+                models=self._models,
+                temporal=self.temporal,
+                text_channels=int(self.transformer.config.text_embed_dim),
             )
         self.step_clips = own_samples(recipe, phase_index, clips_per_step, self.temporal)
         return self.step_clips
@@ -231,8 +238,6 @@ class Stage1Task:
         """
         if self.recipe.data is None:
             return self._judge(count, folder)
-        if self.step_clips is not None and self.step_clips.clips.skipped:
-            logger.info(format_skipped(self.step_clips.clips.skipped))
         with at_work(self.device, self.vae, self.text_encoder):
             return self._watch(folder)
 

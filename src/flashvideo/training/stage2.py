@@ -8,7 +8,7 @@ Shapes: pixels (B, F, 3, H, W) in [-1, 1], latents (B, f, C, h, w), text (B, L, 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flashvideo.data.clips.samples import format_skipped
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import (
     euler,
@@ -39,7 +38,7 @@ from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs
 from flashvideo.training.lora import add_lora, save_lora
-from flashvideo.training.precomputed import step_latents
+from flashvideo.training.precomputed import describe_models, step_latents
 from flashvideo.training.samples import clips_to_watch, crops_of_phase, own_samples
 from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.starts import at_work, compile_blocks, freeze, stage2_start
@@ -49,8 +48,6 @@ from flashvideo.training.world import CaptionedCrops
 from flashvideo.vae import decode_latents
 from flashvideo.vae.layers import THRIFTS
 from flashvideo.video import resize_video
-
-logger = logging.getLogger(__name__)
 
 
 def path_loss(
@@ -147,6 +144,16 @@ class Stage2Task:
             velocities.append(velocity(z_lq, z_hq).cpu())
         return torch.cat(points), torch.cat(velocities)
 
+    @functools.cached_property
+    def _models(self) -> dict[str, Any]:
+        """What latents and embeddings that were computed before must have been made by."""
+        return describe_models(
+            self.recipe,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            max_text_tokens=int(self.transformer.config.max_text_seq_length),
+        )
+
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Clean crops or clips of a phase, and their captions."""
         recipe = self.recipe
@@ -157,9 +164,9 @@ class Stage2Task:
                 recipe,
                 phase_index,
                 clips_per_step,
-                vae=self.vae,
-                text_encoder=self.text_encoder,
-                transformer=self.transformer.config,
+                models=self._models,
+                temporal=vae_factors(self.vae.config)[0],
+                text_channels=int(self.transformer.config.text_embed_dim),
             )
         temporal = vae_factors(self.vae.config)[0]
         self.step_clips = own_samples(recipe, phase_index, clips_per_step, temporal)
@@ -252,9 +259,6 @@ class Stage2Task:
             folder: Gets the sheet.
         """
         recipe = self.recipe
-        if self.step_clips is not None and self.step_clips.clips.skipped:
-            logger.info(format_skipped(self.step_clips.clips.skipped))
-
         self.watched = self.watched or self._clips_to_watch()
 
         def enhance(low: Tensor, caption: str, steps: Sequence[int]) -> list[Tensor]:
@@ -262,7 +266,7 @@ class Stage2Task:
                 low[None],
                 [caption],
                 steps=steps,
-                noise_step=recipe.noise_step_to_watch(),
+                noise_step=recipe.noise_step_to_watch(len(low)),
                 guidance=recipe.watch_guidance,
             )
             return [result[0].cpu() for result in results]

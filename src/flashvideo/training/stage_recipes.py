@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from flashvideo.data.shapes_world import COLORS, MOTIONS, SHAPES, TEXTURES
 from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 from flashvideo.training.clip_data import ClipData
 from flashvideo.training.config import LoRA, Phase, Recipe, check_least, check_positive
+from flashvideo.training.recipe_degradation import RecipeDegradation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,15 @@ class Stage1Recipe(Recipe):
                     )
             if phase.sizes:
                 raise ValueError(f"phases.{index}.sizes is for clips of one's own, which 'data' names")
+        words = [*COLORS, *TEXTURES, *SHAPES, *MOTIONS]
+        for word, weight in self.emphasis.items():
+            if word not in words:
+                nearest = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
+                raise ValueError(
+                    f"emphasis must be of colours, textures, shapes or motions, got {word!r}; did you mean {nearest!r}?"
+                )
+            if not 0 < weight < math.inf:
+                raise ValueError(f"emphasis.{word} must be a positive number, got {weight}")
 
     def shapes(self, phase_index: int) -> tuple[tuple[int, int, int], ...]:
         """(frames, height, width) of a phase's clips of one's own."""
@@ -240,8 +253,8 @@ class Stage2Recipe(Recipe):
         precomputed: folder of latents and text embeddings that `flashvideo precompute` made of `data`; by default both
             are computed at every step.
         validation: others to validate on; by default a share of `data` that is never trained on.
-        degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. Of its `strong`
-            the phases' own takes the place.
+        degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. How often it is
+            strong is for the phases to say.
         strength: of the strong degradation: 1 as it is, 0 the mildest of all its ranges.
         prompt_prefix: put before each caption, as at inference; the released model reads "medium motion,".
         size: (height, width) of the full frame.
@@ -263,7 +276,7 @@ class Stage2Recipe(Recipe):
     data: ClipData | None = None
     precomputed: str = ""
     validation: ClipData | None = None
-    degradation: PixelDegradation | None = None
+    degradation: RecipeDegradation | None = None
     strength: float = 1.0
     prompt_prefix: str = ""
     size: tuple[int, int] = (384, 640)
@@ -287,6 +300,8 @@ class Stage2Recipe(Recipe):
         _check_share("strength", self.strength)
         _check_validation(self.data, self.validation)
         _check_precomputed(self.data, self.precomputed)
+        if self.data is None:
+            self._check_procedural()
         if any(side % self.scale for side in self.size):
             raise ValueError(f"size must be multiples of scale {self.scale}, got {list(self.size)}")
         if self.watch_noise_step is not None and not 0 <= self.watch_noise_step < NUM_TRAIN_TIMESTEPS:
@@ -294,17 +309,29 @@ class Stage2Recipe(Recipe):
                 f"watch_noise_step must be 0 to {NUM_TRAIN_TIMESTEPS - 1}, got {self.watch_noise_step}"
             )
 
+    def _check_procedural(self) -> None:
+        for index, phase in enumerate(self.phases):
+            for _, height, width in phase.shapes():
+                if height > self.size[0] or width > self.size[1]:
+                    raise ValueError(
+                        f"phases.{index} must have crops within the recipe's size, {list(self.size)}, got "
+                        f"{[height, width]}; raise size, or take smaller crops"
+                    )
+
     def pixel_degradation(self) -> PixelDegradation:
         """What low quality is made by."""
-        factor = (float(self.scale), float(self.scale))
-        published = PixelDegradation(weak_factor=factor, strong_factor=factor)
-        return (self.degradation or published).milder(self.strength)
+        return (self.degradation or RecipeDegradation()).at(self.scale).milder(self.strength)
 
-    def noise_step_to_watch(self) -> int:
-        """Noise step of validation."""
-        if self.watch_noise_step is not None:
-            return self.watch_noise_step
-        return sum(self.phases[-1].noise_range(self.watch_frames)) // 2
+    def noise_step_to_watch(self, frames: int | None = None) -> int:
+        """Noise step of validation for clips of so many frames, by default `watch_frames`.
+
+        For others, such as pictures where videos are missing, `watch_noise_step` counts within their own range alone.
+        """
+        low, high = self.phases[-1].noise_range(frames or self.watch_frames)
+        given = self.watch_noise_step
+        if given is not None and (frames in (None, self.watch_frames) or low <= given <= high):
+            return given
+        return (low + high) // 2
 
 
 def image_share(phase: Stage1Phase | Stage2Phase) -> float:

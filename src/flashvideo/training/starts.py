@@ -113,11 +113,20 @@ def trains_text(recipe: Stage1Recipe) -> bool:
     return recipe.lora is None and recipe.data is None and not from_cogvideox
 
 
+def takes_adapter(recipe: Recipe) -> bool:
+    """Whether a recipe's start has all the weights that an adapter leaves as they are.
+
+    A CogVideoX has not for Stage II: of the new embedders there is nothing but a start that says nothing.
+    """
+    from_cogvideox = bool(recipe.start) and is_cogvideox(Path(recipe.start))
+    return bool(recipe.start) and not (isinstance(recipe, Stage2Recipe) and from_cogvideox)
+
+
 def stage2_start(recipe: Stage2Recipe, device: torch.device) -> Start:
     """Loads or makes the parts of Stage II; a new transformer gets its weights from torch's global generator.
 
     Raises:
-        ValueError: If a part is missing, or the start has other positions than the recipe.
+        ValueError: If a part is missing, the start has other positions than the recipe, or an adapter is not enough.
     """
     dtype = transformer_dtype(recipe, device)
     folder = Path(recipe.start) if recipe.start else None
@@ -127,6 +136,11 @@ def stage2_start(recipe: Stage2Recipe, device: torch.device) -> Start:
         transformer = FlashVideoTransformer3DModel(**wanted | recipe.model)
     elif is_cogvideox(folder):
         preset = None  # of the CogVideoX there is a Stage I only
+        if recipe.lora is not None and not takes_adapter(recipe):
+            raise ValueError(
+                f"lora cannot make a Stage II of the CogVideoX {folder}, whose new embedders it would leave untrained; "
+                "leave out lora, or start from a Stage II"
+            )
         rotary = recipe.positions != "absolute"
         transformer = start_stage2_from_cogvideox(folder / "transformer", rotary=rotary).type(dtype)
     else:

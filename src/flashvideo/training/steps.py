@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from flashvideo.data.clips import ClipDataset
 from flashvideo.training import processes
 from flashvideo.training.checkpoints import Contents, Progress
 from flashvideo.training.config import Phase, Recipe
@@ -19,6 +22,8 @@ from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.optimizers import learning_rate, set_rate
 from flashvideo.training.stopping import leave_signals_to_parent
 from flashvideo.training.task import Task
+
+logger = logging.getLogger(__name__)
 
 
 class Steps:
@@ -48,7 +53,12 @@ class Steps:
         self.device = next(task.modules.parameters()).device
         self.parameters = list(processes.trained_parameters(task.modules).values())
 
-    def batches(self, progress: Progress) -> Iterator[Any]:
+    def dataset(self, phase_index: int) -> Dataset:
+        """The samples of a phase."""
+        phase = self.phases[phase_index]
+        return self.task.dataset(phase_index, processes.clips_per_step(phase, self.accelerator))
+
+    def batches(self, progress: Progress, dataset: Dataset) -> Iterator[Any]:
         """This process's batches of the phase from the next step on, in the fixed order of their indices."""
         phase, workers = self.phases[progress.phase], self.recipe.workers
         indices = [
@@ -57,8 +67,9 @@ class Steps:
             for micro_batch in range(phase.accumulate)
             for place in processes.places_of(phase, micro_batch, self.accelerator)
         ]
+        self._note_data(dataset, progress)
         loader = DataLoader(
-            self.task.dataset(progress.phase, self.clips(progress)),
+            dataset,
             batch_size=phase.batch,
             sampler=indices,
             num_workers=workers,
@@ -67,6 +78,28 @@ class Steps:
             pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
+
+    def _note_data(self, dataset: Dataset, progress: Progress) -> None:
+        """Puts down which clips of one's own a phase has; warns if they are not those that it began with."""
+        clips = getattr(dataset, "clips", None)
+        data = ""
+        if isinstance(clips, ClipDataset):
+            data = f"{clips.fingerprint()}, weights {[source.weight for source in clips.config.sources]}"
+        everyone = gather_object([data])
+        if self.accelerator.is_main_process:
+            if len(set(everyone)) > 1:
+                logger.warning(
+                    "the processes see different clips, so that samples may be missed or seen twice; give "
+                    "all of them the same files"
+                )
+            elif progress.step and progress.data and data != progress.data:
+                logger.warning(
+                    "the clips are not those that phase %d began with, so that its %d steps left see other samples "
+                    "than an uninterrupted run would have",
+                    progress.phase + 1,
+                    self.phases[progress.phase].steps - progress.step,
+                )
+        progress.data = data
 
     def clips(self, progress: Progress) -> int:
         """Samples of a step over all processes and accumulated batches."""

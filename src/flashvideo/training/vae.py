@@ -64,6 +64,10 @@ def held_out_clips(count: int, *, height: int, width: int, natural: bool = False
     return torch.from_numpy(np.stack(clips))
 
 
+def _clips_to_judge(natural: bool) -> Tensor:
+    return held_out_clips(3, height=FULL_SIZE[0], width=FULL_SIZE[1], natural=natural)
+
+
 def local_contrast(difference: Tensor) -> Tensor:
     """Root mean square of differences (..., H, W) in windows of 8x8, (..., H // 8, W // 8)."""
     energy = torch.nn.functional.avg_pool2d(difference.square().flatten(0, -4), 8)
@@ -97,6 +101,7 @@ class VAETask:
             for module in filter(None, (self.vae.encoder, self.vae.quant_conv)):
                 module.requires_grad_(False)
         self.modules = nn.ModuleDict({"vae": self.vae})
+        self.has_scale = recipe.freeze_encoder
 
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Crops of a phase."""
@@ -133,9 +138,9 @@ class VAETask:
         deviations = []
         for name, natural in (("world", False), ("natural", True)):
             psnr, energy = [], []
-            for clip in held_out_clips(3, height=FULL_SIZE[0], width=FULL_SIZE[1], natural=natural):
+            for clip in _clips_to_judge(natural):
+                latents = self._encode(clip)
                 with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-                    latents = encode_pixels(self.vae, clip[None], scale=1.0)
                     output = decode_latents(self.vae, latents, scale=1.0, clamp=True, output_device="cpu")[
                         0
                     ].float()
@@ -143,9 +148,18 @@ class VAETask:
                 psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
                 energy.append(gradient_energy_ratio(output, clip).item())
             result |= {f"{name}_psnr": float(np.mean(psnr)), f"{name}_energy": float(np.mean(energy))}
+        self._set_scale(deviations)
+        return result
+
+    def _set_scale(self, deviations: Sequence[float]) -> None:
+        """The latent scale of a trained encoder, from its latents' standard deviations on the held-out clips."""
         if not self.recipe.freeze_encoder:
             self.vae.register_to_config(scaling_factor=round(1 / float(np.mean(deviations)), 4))
-        return result
+            self.has_scale = True
+
+    def _encode(self, clip: Tensor) -> Tensor:
+        with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return encode_pixels(self.vae, clip[None], scale=1.0)
 
     def score(self, values: Mapping[str, float]) -> float:
         """Mean PSNR in decibels; one counts as much as an eighth of truth's gradient energy."""
@@ -156,7 +170,13 @@ class VAETask:
         """Whether reconstructions became much worse than they were."""
         return fallen(values, history, {"world_psnr": 3.0, "natural_psnr": 3.0})
 
+    @torch.no_grad()
     def save(self, folder: Path, modules: nn.ModuleDict | None = None) -> None:
-        """Write the VAE folder."""
+        """Write the VAE folder, with its latent scale."""
+        if (
+            not self.has_scale
+        ):  # of a run that was resumed after its last validation: checkpoints hold weights alone
+            clips = (clip for natural in (False, True) for clip in _clips_to_judge(natural))
+            self._set_scale([self._encode(clip).float().std().item() for clip in clips])
         vae: Any = (modules or self.modules)["vae"]
         vae.save_pretrained(folder / "vae")

@@ -1,6 +1,6 @@
 """Which samples make up which batch: a function of the seed and the batch's number alone, so a run resumes anywhere.
 
-All samples of a batch, on all ranks, are of one bucket. Batches come in cycles: a cycle has each bucket as often as its
+All samples of a batch are of one bucket. Batches come in cycles: a cycle has each bucket as often as its
 clips ask for and pictures as often as their share, in an order drawn anew for each cycle. Each bucket deals its clips
 out round by round, all of them in a new order every round, on across batches and cycles: none is dropped, and none
 comes twice before all have come.
@@ -10,14 +10,15 @@ with it what is random about the sample.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
 
 SHORTEST_CYCLE = 100
 """A cycle has at least so many batches, so that shares are right within one in a hundred."""
+LONGEST_CYCLE = 1_000_000
+"""It has up to so many where the share of a bucket is less than one batch of a shorter cycle."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,24 +64,20 @@ class Group:
         return [(w, max(1, round(w * n))) for w, n in zip(weights.tolist(), counts.tolist(), strict=True)]
 
 
-class BucketBatchSampler(Sampler[list[int]]):
+class BucketBatches:
     """Batches of one bucket each, without an end.
-
-    For `torch.utils.data.DataLoader(dataset, batch_sampler=...)`. A loader reads ahead: to resume, give the number of
-    batches that were trained on as `start`, which the trainer knows, and not how far the sampler has got. Every rank
-    makes its own sampler; the loader must not be sharded a second time.
 
     Args:
         groups: The buckets' items.
         num_items: Of the data set.
-        batch_size: Samples of one rank's batch.
+        batch_size: Samples of a batch, which several processes may share out.
         image_share: Share of the batches that are of pictures; 0 leaves pictures out, 1 leaves videos out.
         seed: Of all orders.
-        rank: Which of the processes this is.
-        world_size: How many there are. The ranks' batches, one after another, are the batch of one process that is so
-            many times as large.
-        start: Number of the first batch.
-        stop: Number of the batch to stop before; None never stops.
+
+    Attributes:
+        groups: Those of which there are batches.
+        batches_per_pass: How many batches show each clip about once.
+        counts: How many batches of each group a cycle has.
 
     Raises:
         ValueError: If a number is out of its range, or no group is left.
@@ -94,35 +91,20 @@ class BucketBatchSampler(Sampler[list[int]]):
         batch_size: int,
         image_share: float = 0.0,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-        stop: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
-        if start < 0 or (stop is not None and stop < start):
-            raise ValueError(f"start must be 0 or more, and stop no less, got {start} and {stop}")
         self.groups = [
             g for g in groups if len(g.items) and (image_share > 0 if g.is_image else image_share < 1)
         ]
         if not self.groups:
             raise ValueError("there is nothing to draw batches from; every group is empty or of share 0")
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
-        self.rank, self.world_size, self.start, self.stop = rank, world_size, start, stop
         self._most = int(np.ceil(max(g.weights.max() for g in self.groups))) + 1
         self._lengths = [group.round_length() for group in self.groups]
         self.batches_per_pass, self.counts = self._plan(image_share)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
         self._rounds: dict[int, tuple[int, np.ndarray]] = {}
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while self.stop is None or number < self.stop:
-            yield self.batch(number)
-            number += 1
 
     def group_of(self, number: int) -> int:
         """Which of `groups` batch `number` is of."""
@@ -130,12 +112,12 @@ class BucketBatchSampler(Sampler[list[int]]):
         return int(self._cycle(cycle)[position])
 
     def batch(self, number: int) -> list[int]:
-        """The sample numbers of batch `number` of this rank, ``batch_size`` of them; earlier batches are not made."""
+        """The sample numbers of batch `number`, ``batch_size`` of them; earlier batches are not made."""
         cycle, position = divmod(number, sum(self.counts))
         order = self._cycle(cycle)
         group = int(order[position])
         earlier = cycle * self.counts[group] + int(np.count_nonzero(order[:position] == group))
-        first = (earlier * self.world_size + self.rank) * self.batch_size
+        first = earlier * self.batch_size
         return [self._sample(group, nth) for nth in range(first, first + self.batch_size)]
 
     def _plan(self, image_share: float) -> tuple[int, list[int]]:
@@ -144,12 +126,14 @@ class BucketBatchSampler(Sampler[list[int]]):
         images = sum(self._lengths) - videos
         share = image_share if videos and images else float(bool(images))
         samples = videos / (1 - share) if videos else images
-        one_pass = int(np.ceil(samples / (self.batch_size * self.world_size)))
+        one_pass = int(np.ceil(samples / self.batch_size))
         weights = [
             n * (share / images if g.is_image else (1 - share) / videos)
             for n, g in zip(self._lengths, self.groups, strict=True)
         ]
-        return one_pass, _apportion(max(one_pass, SHORTEST_CYCLE, 2 * len(weights)), weights)
+        whole_batches = min(LONGEST_CYCLE, int(np.ceil(1 / min(weights))))
+        cycle = max(one_pass, SHORTEST_CYCLE, 2 * len(weights), whole_batches)
+        return one_pass, _apportion(cycle, weights)
 
     def _cycle(self, cycle: int) -> np.ndarray:
         """The group of each batch of a cycle."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ class FileCache:
         if self.path is None or not self._changed:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
         try:
             temporary.write_text(json.dumps({"version": VERSION, "facts": self._facts}), encoding="utf-8")
             os.replace(temporary, self.path)

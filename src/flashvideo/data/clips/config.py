@@ -13,10 +13,9 @@ class ClipsConfig:
 
     Attributes:
         sources: One or more.
-        buckets: Sizes that clips are brought to: (frames, height, width), or (height, width) of `frames` frames.
-            Those of 1 frame are for pictures; if there is none, pictures take the sizes of the others.
+        buckets: Sizes that clips are brought to: (frames, height, width). Those of 1 frame are for pictures; if there
+            is none, pictures take the sizes of the others.
         frame_rate: Frames per second that videos are brought to. Slower ones keep their own: no frame comes twice.
-        frames: Of buckets that name a height and a width alone.
         image_share: Share of batches that are of pictures; 0 leaves pictures out, 1 leaves videos out.
         min_seconds: Videos, or parts of them, shorter than this are left out.
         min_frame_rate: Videos slower than so many frames per second are left out.
@@ -26,9 +25,8 @@ class ClipsConfig:
     """
 
     sources: tuple[ClipSource, ...]
-    buckets: tuple[tuple[int, ...], ...]
+    buckets: tuple[tuple[int, int, int], ...]
     frame_rate: float
-    frames: int = 0
     image_share: float = 0.0
     min_seconds: float = 0.0
     min_frame_rate: float = 0.0
@@ -41,7 +39,8 @@ class ClipsConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} must have at least one entry, got none")
         for bucket in self.buckets:
-            self._check_bucket(bucket)
+            if len(bucket) != 3 or min(bucket) < 1:
+                raise ValueError(f"a bucket must be (frames, height, width), each at least 1, got {bucket}")
         if not 0 < self.frame_rate < math.inf:
             raise ValueError(f"frame_rate must be greater than 0, got {self.frame_rate}")
         if not 0 <= self.image_share <= 1:
@@ -59,12 +58,6 @@ class ClipsConfig:
                 f"{', '.join(map(str, self.image_buckets()))} and image_share {self.image_share:g}"
             )
 
-    def _check_bucket(self, bucket: tuple[int, ...]) -> None:
-        if len(bucket) not in (2, 3) or min(bucket) < 1:
-            raise ValueError(f"a bucket must be (frames, height, width) or (height, width), got {bucket}")
-        if len(bucket) == 2 and self.frames < 1:
-            raise ValueError(f"bucket {bucket} names no number of frames; write it first, or give frames")
-
     def video_buckets(self) -> list[Bucket]:
         """Buckets of more than one frame."""
         return [bucket for bucket in self._all_buckets() if bucket.num_frames > 1]
@@ -77,5 +70,4 @@ class ClipsConfig:
         return given or [Bucket(num_frames=1, height=height, width=width) for height, width in sizes]
 
     def _all_buckets(self) -> list[Bucket]:
-        triples = dict.fromkeys(b if len(b) == 3 else (self.frames, *b) for b in self.buckets)
-        return [Bucket(num_frames=f, height=h, width=w) for f, h, w in triples]
+        return [Bucket(num_frames=f, height=h, width=w) for f, h, w in dict.fromkeys(self.buckets)]

@@ -2,29 +2,32 @@
 
 Sample `index` is of item ``index % len(dataset)`` and depends on the data, the seed and the index alone, so that a
 resumed run sees what an uninterrupted one would have seen. A file that turns out not to be readable is replaced by the
-next of its bucket; the sample carries a note of that, since what a loader's worker process learns is lost with it: the
-process that trains hands the notes of each batch to `ClipDataset.record`, and `format_skipped` lists them in the end.
+next of its bucket, or of those that the caller allows; the sample carries a note of that, since what a loader's worker
+process learns is lost with it: the process that trains hands the notes of each batch to `ClipDataset.record`.
 
 Shapes: F frames, H height, W width.
 """
 
 import collections
+import dataclasses
 import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from flashvideo.data.clips.bucket_sampler import BucketBatchSampler, Group
+from flashvideo.data.clips.bucket_sampler import Group
 from flashvideo.data.clips.buckets import Bucket, choose_bucket, fit_frames, place
 from flashvideo.data.clips.cache import FileCache
 from flashvideo.data.clips.config import ClipsConfig
 from flashvideo.data.clips.decoding import ClipHeader, read_image
 from flashvideo.data.clips.entries import ClipEntry
-from flashvideo.data.clips.files import ClipError
+from flashvideo.data.clips.files import ClipError, ClipFile, file_system
 from flashvideo.data.clips.headers import read_headers, reason_of
 from flashvideo.data.clips.samples import ClipSample
 from flashvideo.data.clips.sources import list_source
@@ -34,6 +37,7 @@ from flashvideo.video.colour import frames_from_levels, levels_from_image
 logger = logging.getLogger(__name__)
 
 _TINY = 1e-6
+_MOST_THREADS = 16
 
 
 class ClipDataset(Dataset[ClipSample]):
@@ -55,7 +59,7 @@ class ClipDataset(Dataset[ClipSample]):
         skipped: Reason by name of every clip that was left out or replaced so far.
         num_without_caption: How many usable clips have no caption.
         buckets: The bucket of each group.
-        groups: The items of each bucket, for `BucketBatchSampler`.
+        groups: The items of each bucket, for `BucketBatches`.
 
     Raises:
         ValueError: If a frame count does not fit the VAE, a source is not right, or no clip can be used.
@@ -95,15 +99,27 @@ class ClipDataset(Dataset[ClipSample]):
         """
         if index < 0:
             raise IndexError(f"index must be 0 or more, got {index}")
+        return self.sample(index, self.groups[self._group_numbers[index % len(self)]].items)
+
+    def sample(self, index: int, among: np.ndarray) -> ClipSample:
+        """Sample `index`, for which no other clips than some stand in.
+
+        Args:
+            index: As for `dataset[index]`.
+            among: (n,) items of the same bucket in ascending order, that of the sample among them.
+
+        Raises:
+            ValueError: If not one of them can be read.
+        """
         item = index % len(self)
-        group, position = self._places[item]
-        items = self.groups[group].items
+        position = int(np.searchsorted(among, item))
+        bucket = self.bucket(item)
         skips: list[tuple[str, str]] = []
-        for attempt in range(len(items)):
-            candidate = int(items[(position + attempt) % len(items)])
+        for attempt in range(len(among)):
+            candidate = int(among[(position + attempt) % len(among)])
             rng = np.random.default_rng([self.seed, index, attempt]) if self.training else None
             try:
-                return self._sample(candidate, self.buckets[group], rng, tuple(skips))
+                return self._sample(candidate, bucket, rng, tuple(skips))
             except MemoryError:
                 raise
             except Exception as error:  # decoders and file systems of many makers: no clip may end a run
@@ -111,13 +127,21 @@ class ClipDataset(Dataset[ClipSample]):
                 if get_worker_info() is None:  # what a worker process records is lost; its notes are not
                     self.record(skips[-1:])
         raise ValueError(
-            f"none of the {len(items)} clips of bucket {self.buckets[group]} can be read; the first is "
+            f"none of the {len(among)} clips of bucket {bucket} can be read; the first is "
             f"{skips[0][0]}: {skips[0][1]}"
         )
 
     def name(self, item: int) -> str:
         """The name of an item, as in `skipped`."""
         return self._entries[item].name
+
+    def key(self, item: int) -> str:
+        """The path of an item's file as seen from its source: the same on every machine."""
+        return self._entries[item].key
+
+    def bucket(self, item: int) -> Bucket:
+        """The size that an item is brought to."""
+        return self.buckets[self._group_numbers[item]]
 
     def caption(self, item: int) -> str:
         """The caption of an item, without decoding it; empty if there is none.
@@ -134,29 +158,23 @@ class ClipDataset(Dataset[ClipSample]):
                 logger.warning("%s is skipped: %s", name, reason)
             self.skipped[name] = reason
 
-    def batches(
-        self, *, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0, stop: int | None = None
-    ) -> BucketBatchSampler:
-        """A `BucketBatchSampler` of this data set, of its seed and its config's `image_share`."""
-        return BucketBatchSampler(
-            self.groups,
-            num_items=len(self),
-            batch_size=batch_size,
-            image_share=self.config.image_share,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            start=start,
-            stop=stop,
-        )
-
     def fingerprint(self) -> str:
-        """A short hash of the config, the seed, and name, size and length of each usable clip, in their order.
+        """A short hash of the config, the seed, and name, bytes, header and part of each usable clip, in their order.
 
-        A resumed run with another fingerprint would see other samples. The files' contents are not hashed.
+        With the same fingerprint each sample is the same, unless a file was replaced by one of the same size in bytes
+        and pixels: contents are not hashed. Names count from the folder that the clips of a source share, so that they
+        may move; weights, which decide how often a sample is seen, do not count.
         """
-        told = [repr((self.config, self.seed, self.training))]
-        told += [repr((e.name, h)) for e, h in zip(self._entries, self._headers, strict=True)]
+        config = dataclasses.asdict(self.config)
+        del config["sources"]
+        told = [repr((config, self.seed, self.training))]
+        sizes = _num_bytes(self._entries)
+        clips = zip(self._entries, self._headers, strict=True)
+        for _, of_source in itertools.groupby(clips, key=lambda clip: clip[0].source):
+            some = list(of_source)
+            names = [entry.name for entry, _ in some]
+            shared = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071 - of URLs too, up to a slash
+            told += [repr((e.name[shared:], sizes[e.file], e.start, e.end, h)) for e, h in some]
         return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def describe(self) -> str:
@@ -197,17 +215,15 @@ class ClipDataset(Dataset[ClipSample]):
         self._check_kinds(num_unwanted)
 
     def _group(self, placed: dict[Bucket, list[int]], weights: np.ndarray) -> None:
-        """Makes the groups, and notes where in them each item stands."""
+        """Makes the groups, and notes which of them each item is of."""
         self.buckets: list[Bucket] = sorted(placed)
         self.groups = [
             Group(items=np.asarray(placed[b]), weights=weights[placed[b]], is_image=b.num_frames == 1)
             for b in self.buckets
         ]
-        self._places = {
-            item: (number, position)
-            for number, bucket in enumerate(self.buckets)
-            for position, item in enumerate(placed[bucket])
-        }
+        self._group_numbers = np.zeros(len(self), dtype=int)
+        for number, group in enumerate(self.groups):
+            self._group_numbers[group.items] = number
 
     def _bucket(self, entry: ClipEntry, header: ClipHeader, buckets: list[Bucket]) -> Bucket:
         """Which of the buckets a clip goes to; ClipError if it does not meet what the config asks for."""
@@ -286,6 +302,20 @@ class ClipDataset(Dataset[ClipSample]):
             start=start,
             skips=skips,
         )
+
+
+def _num_bytes(entries: Sequence[ClipEntry]) -> dict[ClipFile, str]:
+    """How large the clips' files are; where no listing has told it, their file systems are asked, in threads."""
+
+    def ask(file: ClipFile) -> str:
+        system, path = file_system(file.url)
+        return str(system.info(path).get("size"))
+
+    # A stamp begins with the size, and goes on with what a copy does not keep.
+    told = {e.file: str(e.file.size or e.stamp.partition(" ")[0]) for e in entries}
+    untold = [file for file, size in told.items() if not size]
+    with ThreadPoolExecutor(_MOST_THREADS) as pool:
+        return told | dict(zip(untold, pool.map(ask, untold), strict=True))
 
 
 def _check_frames(config: ClipsConfig, temporal_compression: int) -> None:

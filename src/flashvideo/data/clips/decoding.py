@@ -202,8 +202,10 @@ def _picture(handle: object) -> Iterator[Image.Image]:
         with Image.open(handle) as image:  # type: ignore[arg-type]
             yield image
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and type(error) not in (OSError, UnidentifiedImageError):
-            raise  # of the file system; Pillow's own are of these two kinds
+        if isinstance(error, OSError) and (
+            error.errno is not None or type(error) not in (OSError, UnidentifiedImageError)
+        ):
+            raise  # of the file system, and perhaps soon over; Pillow's own have no number and are of these two kinds
         raise ClipError(f"it is no picture that can be read ({_first_line(error)})") from None
 
 

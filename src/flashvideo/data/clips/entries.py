@@ -22,6 +22,8 @@ class ClipEntry:
 
     Attributes:
         name: Path or URL, of a tar file's member with the member's name after it, with `#start-end` of a part.
+        key: Path of the video or picture as seen from its source: the same on every machine, and of all parts of a
+            video.
         file: Where the bytes lie.
         source: Name of the source.
         is_image: Whether it is a picture.
@@ -34,6 +36,7 @@ class ClipEntry:
     """
 
     name: str
+    key: str
     file: ClipFile
     source: str
     is_image: bool

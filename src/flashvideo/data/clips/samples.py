@@ -1,9 +1,9 @@
-"""Samples and batches of clips, and the list of those that were skipped.
+"""Samples of clips, and the list of those that were skipped.
 
-Shapes: B samples, F frames, H height, W width.
+Shapes: F frames, H height, W width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,39 +30,6 @@ class ClipSample:
     name: str
     start: float = 0.0
     skips: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClipBatch:
-    """Samples of one bucket.
-
-    Attributes:
-        pixels: ``(B, F, 3, H, W)`` float32 in [-1, 1].
-        captions: B captions.
-        frame_rates: ``(B,)`` float32; 0 of pictures.
-        sources: B names of sources.
-        names: B names of clips.
-        skips: (name, reason) of every clip that was replaced, for `ClipDataset.record`.
-    """
-
-    pixels: torch.Tensor
-    captions: list[str]
-    frame_rates: torch.Tensor
-    sources: list[str]
-    names: list[str]
-    skips: tuple[tuple[str, str], ...] = ()
-
-
-def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
-    """Puts the samples of one bucket together, for a loader's `collate_fn`."""
-    return ClipBatch(
-        pixels=torch.stack([sample.pixels for sample in samples]),
-        captions=[sample.caption for sample in samples],
-        frame_rates=torch.tensor([sample.frame_rate for sample in samples]),
-        sources=[sample.source for sample in samples],
-        names=[sample.name for sample in samples],
-        skips=tuple(skip for sample in samples for skip in sample.skips),
-    )
 
 
 def format_skipped(skipped: Mapping[str, str], *, limit: int = 50) -> str:

@@ -59,11 +59,19 @@ def find_shards(pattern: str) -> list[str]:
     return shards
 
 
-def list_shards(shards: list[str], *, source: str, cache: FileCache, progress: bool) -> Listing:
+def shards_root(pattern: str) -> str:
+    """The folder, with a slash behind, above all that is left open in a name of shards."""
+    fixed = re.split(r"[{*?\[]", pattern, maxsplit=1)[0]
+    system, path = file_system(f"{fixed}0.tar")  # a name, for that of a folder may lose its last slash
+    return full_url(system, path).rpartition("/")[0] + "/"
+
+
+def list_shards(shards: list[str], *, root: str, source: str, cache: FileCache, progress: bool) -> Listing:
     """Lists the samples of tar shards.
 
     Args:
         shards: Paths or URLs.
+        root: What the keys of their samples leave out of those.
         source: Name of the source.
         cache: Where the members of shards that have not changed are looked up, and kept.
         progress: Whether to show a bar.
@@ -87,7 +95,7 @@ def list_shards(shards: list[str], *, source: str, cache: FileCache, progress: b
         members, problem = index
         if problem:
             problems[url] = problem
-        entries += _samples(url, stamp, source, members)
+        entries += _samples(url, url.removeprefix(root), stamp, source, members)
     return Listing(entries=entries, problems=problems)
 
 
@@ -111,8 +119,8 @@ def _members(system: Any, path: str) -> tuple[list[list[Any]], str]:
     return members, ""
 
 
-def _samples(url: str, stamp: str, source: str, members: list[list[Any]]) -> list[ClipEntry]:
-    """The samples among a shard's members, in the shard's order."""
+def _samples(url: str, shard: str, stamp: str, source: str, members: list[list[Any]]) -> list[ClipEntry]:
+    """The samples among a shard's members, in the shard's order; `shard` is its own path as seen from the source."""
     samples: dict[str, dict[str, ClipFile]] = {}
     names: dict[tuple[str, str], str] = {}
     for name, offset, size in members:
@@ -133,6 +141,7 @@ def _samples(url: str, stamp: str, source: str, members: list[list[Any]]) -> lis
         entries.append(
             ClipEntry(
                 name=f"{url}/{names[sample, medium]}",
+                key=f"{shard}/{names[sample, medium]}",
                 file=files[medium],
                 source=source,
                 is_image=medium in IMAGE_SUFFIXES,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flashvideo.data.clips.cache import FileCache
 from flashvideo.data.clips.entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipEntry, Listing, suffix_of
 from flashvideo.data.clips.files import ClipFile, file_stamp, file_system, full_url
-from flashvideo.data.clips.shards import find_shards, list_shards
+from flashvideo.data.clips.shards import find_shards, list_shards, shards_root
 from flashvideo.data.clips.tables import TABLE_SUFFIXES, list_table
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ def list_source(source: ClipSource, *, cache: FileCache, progress: bool = True) 
     if suffix_of(url) in TABLE_SUFFIXES:
         return list_table(url, source=name)
     if suffix_of(url) == ".tar":
-        return list_shards(find_shards(url), source=name, cache=cache, progress=progress)
+        shards = find_shards(url)
+        return list_shards(shards, root=shards_root(url), source=name, cache=cache, progress=progress)
     system, path = file_system(url)
     if not system.isdir(path):
         found = "is a file of another kind" if system.exists(path) else "does not exist"
@@ -72,21 +73,22 @@ def list_source(source: ClipSource, *, cache: FileCache, progress: bool = True) 
         )
     infos = {full_url(system, found): info for found, info in system.find(path, detail=True).items()}
     files = {url: info for url, info in sorted(infos.items()) if not _base(url).startswith(".")}
-    entries = _folder_entries(files, name)
+    root = full_url(system, path).rstrip("/") + "/"
+    entries = _folder_entries(files, root, name)
     shards = [url for url in files if suffix_of(url) == ".tar"]
     if entries and shards:
         logger.warning(
             "%s holds %d tar files beside videos and pictures; they are not read", url, len(shards)
         )
     if not entries and shards:
-        return list_shards(shards, source=name, cache=cache, progress=progress)
+        return list_shards(shards, root=root, source=name, cache=cache, progress=progress)
     if not entries:
         raise ValueError(f"{url} holds no video, no picture and no tar file, expected clips; check the name")
     return Listing(entries=entries, problems={})
 
 
-def _folder_entries(files: dict[str, dict], source: str) -> list[ClipEntry]:
-    """The clips among a folder's files, given with what the file system tells of each."""
+def _folder_entries(files: dict[str, dict], root: str, source: str) -> list[ClipEntry]:
+    """The clips among the files of the folder `root`, given with what the file system tells of each."""
     captions = {url[:-4]: url for url in files if suffix_of(url) == ".txt" and files[url].get("size") != 0}
     entries = []
     for url, info in files.items():
@@ -96,6 +98,7 @@ def _folder_entries(files: dict[str, dict], source: str) -> list[ClipEntry]:
             entries.append(
                 ClipEntry(
                     name=url,
+                    key=url.removeprefix(root),
                     file=ClipFile(url=url),
                     source=source,
                     is_image=suffix in IMAGE_SUFFIXES,

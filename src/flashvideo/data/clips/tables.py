@@ -113,9 +113,11 @@ def _entry(row: dict[str, Any], where: str, folder: str, source: str) -> ClipEnt
     if not 0 <= start < end:
         raise ValueError(f"{where} must have 0 <= start < end, got start {start:g} and end {end:g}")
     url = path if "://" in path else posixpath.join(folder, path)
+    inside = url.removeprefix(folder.rstrip("/") + "/")
     is_part = start > 0 or end < math.inf
     return ClipEntry(
         name=f"{url}#{start:g}-{end:g}" if is_part else url,
+        key=posixpath.normpath(inside) if "://" not in inside else inside,
         file=ClipFile(url=url),
         source=source,
         is_image=suffix_of(path) in IMAGE_SUFFIXES,
