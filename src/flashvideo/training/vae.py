@@ -141,9 +141,8 @@ class VAETask:
             for clip in _clips_to_judge(natural):
                 latents = self._encode(clip)
                 with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-                    output = decode_latents(self.vae, latents, scale=1.0, clamp=True, output_device="cpu")[
-                        0
-                    ].float()
+                    pixels = decode_latents(self.vae, latents, scale=1.0, clamp=True, output_device="cpu")
+                output = pixels[0].float()  # beside the true clip, which is not on a GPU
                 deviations.append(latents.float().std().item())
                 psnr.append(10 * torch.log10(4 / (output - clip).square().mean()).item())
                 energy.append(gradient_energy_ratio(output, clip).item())
