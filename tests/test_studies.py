@@ -32,7 +32,7 @@ def test_a_run_of_other_overrides_is_not_taken_for_this_one(studies, name: str, 
     studies.check_same(tmp_path, recipe)  # nothing is there
     (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
     studies.check_same(tmp_path, recipe)
-    with pytest.raises(SystemExit, match="holds a run with another value of seed, phases; choose another"):
+    with pytest.raises(SystemExit, match="holds a run with another value of phases, seed; choose another"):
         studies.check_same(tmp_path, load_recipe(file, [f"output={tmp_path}", "seed=3", "phases.0.steps=20"]))
 
 
