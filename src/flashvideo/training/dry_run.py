@@ -135,6 +135,8 @@ def dry_run(
         )
     estimate = Estimate(configs, torch.device("cuda") if gpus else device)
     outlooks = tuple(_outlook(recipe, i, estimate, processes, notes) for i in range(len(recipe.phases)))
+    if outlooks[0].samples is not None:  # else the clips themselves are not there
+        _check_watch(recipe, estimate, notes)
     picture = _picture(recipe, estimate, outlooks, output or Path(recipe.output), notes)
     fits = tuple(fit(recipe, estimate, gpus=gpus, vram_bytes=vram_bytes)) if gpus and vram_bytes else None
     return DryRun(
@@ -180,18 +182,20 @@ def _own_clips(
         return None
     temporal = vae_factors(estimate.work.vae().config)[0]
     try:
-        clips = own_samples(recipe, index, clips_per_step, temporal)
+        return own_samples(recipe, index, clips_per_step, temporal)
     except (ValueError, OSError) as error:
         notes.append(f"the clips are not counted: {_first_line(error)}")
         return None
-    if index == 0:
-        try:
-            clips_to_watch(recipe, temporal)
-        except (ValueError, OSError) as error:
-            notes.append(
-                f"training will be refused, for there is nothing to validate on: {_first_line(error)}"
-            )
-    return clips
+
+
+def _check_watch(recipe: Recipe, estimate: Estimate, notes: list[str]) -> None:
+    """Notes it where clips of one's own leave nothing to validate on."""
+    if not isinstance(recipe, Stage1Recipe | Stage2Recipe) or recipe.data is None:
+        return
+    try:
+        clips_to_watch(recipe, vae_factors(estimate.work.vae().config)[0])
+    except (ValueError, OSError) as error:
+        notes.append(f"training will be refused, for there is nothing to validate on: {_first_line(error)}")
 
 
 def _epoch(
