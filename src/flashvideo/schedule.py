@@ -70,6 +70,15 @@ def clean_from_velocity(x: torch.Tensor, v: torch.Tensor, a: torch.Tensor | floa
     return a * x - b * v
 
 
+def velocity_towards(x0: torch.Tensor, x: torch.Tensor, a: torch.Tensor | float) -> torch.Tensor:
+    """The v that leads from any latents x to clean ones: ``v = (a x - x0) / sqrt(1 - a^2)``, for a < 1.
+
+    Where ``x = a x0 + sqrt(1 - a^2) eps`` it is `velocity_target`, whose arguments these are.
+    """
+    a, b = _signal_and_noise(a, x)
+    return (a * x - x0) / b
+
+
 def guidance_scale_at(schedule: str, scale: float, timestep: int, num_inference_steps: int) -> float:
     """Guidance scale of one step.
 
@@ -148,6 +157,7 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self.alphas_cumprod_sqrt = torch.empty(0)
         self._step_index: int | None = None
+        self._begin_index = 0
         self._previous_x0: torch.Tensor | None = None
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
@@ -177,6 +187,15 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.from_numpy(steps).to(device)
         self.num_inference_steps = num_inference_steps
         self._step_index = self._previous_x0 = None
+        self._begin_index = 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin a run at a later of its timesteps, from latents that are as noisy as there.
+
+        Args:
+            begin_index: Place in ``timesteps``; to be set after `set_timesteps`, which sets it to 0.
+        """
+        self._begin_index = begin_index
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: torch.Tensor | int | None = None
@@ -245,7 +264,7 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
         if self._step_index is None:
-            self._step_index = 0
+            self._step_index = self._begin_index
         if self._step_index >= len(self.timesteps) or int(self.timesteps[self._step_index]) != timestep:
             raise ValueError(
                 f"step {self._step_index} of this run does not belong to timestep {timestep}; steps must be taken in "

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flashvideo.models.lora import STAGE_KEY
 from flashvideo.pipelines.loading import load_pipeline
 from flashvideo.pipelines.stage1_lora import read_lora
 
@@ -132,6 +133,17 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(pipeline, lora, run, c
     with pytest.raises(ValueError, match=rf"does not fit this model's Stage I, it has .*{sentence}"):
         pipeline.load_lora_weights(lora | change)
     assert torch.equal(run(), before)
+
+
+def test_one_of_stage_2_is_refused_however_well_it_fits(pipeline, lora, tmp_path):
+    path = tmp_path / "style.safetensors"
+    save_file(lora, path, metadata={STAGE_KEY: "stage2"})
+    with pytest.raises(
+        ValueError, match=r"must be one of Stage I, got .*style.*, which was trained on Stage II"
+    ):
+        pipeline.load_lora_weights(path)
+    save_file(lora, path, metadata={STAGE_KEY: "stage1"})
+    pipeline.load_lora_weights(path)
 
 
 def test_an_empty_one_is_refused(pipeline):

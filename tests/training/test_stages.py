@@ -19,7 +19,7 @@ from flashvideo.schedule import velocity_target
 from flashvideo.training.draws import Draws
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
-from flashvideo.training.stage1 import Stage1Task, keyframes, nearest_visited, noisy_timesteps
+from flashvideo.training.stage1 import Stage1Task, keyframes, noisy_timesteps
 from flashvideo.training.stage2 import Stage2Task
 from flashvideo.training.vae import contrast_distance
 from flashvideo.training.world import CaptionedCrops, held_out_scenes
@@ -151,6 +151,8 @@ def test_of_a_picture_among_clips_its_one_frame_is_taken_once(stage1: Stage1Task
             "ends needs keyframes: 2 of more than one frame, got 2 of 1",
         ),
         ({"sampler_steps": 1001}, "sampler_steps must be 0 to 1000, got 1001"),
+        ({"sampler_steps": 6, "rollout": 1.5}, "rollout must be between 0 and 1, got 1.5"),
+        ({"rollout": 0.5}, "rollout needs sampler_steps, the steps of the sampler, got 0.5 without them"),
         ({"ends": 1.5, "keyframes": 2}, r"ends in \[0, 1\], got 2 and 1.5"),
         ({"keyframes": -1}, "keyframes must be at least 0"),
     ],
@@ -311,10 +313,6 @@ def test_the_timestep_density_leans_to_noise() -> None:
 
 
 def test_timesteps_can_be_those_of_a_sampler_alone(stage1: Stage1Task) -> None:
-    visited = nearest_visited(torch.arange(1000), 6)
-    assert visited.unique().tolist() == [166, 333, 499, 666, 832, 999]
-    assert (visited - torch.arange(1000)).abs().max() == 166
-
     seen = []
     stage1.transformer.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[2].tolist()))
     phase = dataclasses.replace(stage1.recipe.phases[0], sampler_steps=2)
@@ -322,6 +320,20 @@ def test_timesteps_can_be_those_of_a_sampler_alone(stage1: Stage1Task) -> None:
     for step in range(4):
         stage1.loss(_batch(stage1, 4), 0, _draws(4, step))
     assert set(seen) == {499, 999}
+
+
+def test_it_learns_from_what_its_own_sampler_made(stage1: Stage1Task) -> None:
+    """Two passes of its sampler without gradients, then the one that is learned from."""
+    passes = []
+    stage1.transformer.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    losses = []
+    for rollout in (0.0, 1.0):
+        phase = dataclasses.replace(stage1.recipe.phases[0], sampler_steps=4, rollout=rollout, density=1.0)
+        stage1.recipe = dataclasses.replace(stage1.recipe, phases=(phase,))
+        losses.append(stage1.loss(_batch(stage1, 4), 0, _draws(4))[0])
+    assert passes == [True, False, False, True]
+    assert torch.isfinite(losses[1]) and losses[1] != losses[0]
+    losses[1].backward()
 
 
 def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(stage2: Stage2Task) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from flashvideo.models.checkpoint import Checkpoint, read_json
 from flashvideo.models.recipe import State, spec
@@ -27,6 +28,8 @@ LORA_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 
 # Where diffusers looks for an adapter's config, in the header of its file.
 _HEADER_KEY = "lora_adapter_metadata"
+STAGE_KEY = "flashvideo_stage"
+"""Where the header of an adapter that we trained tells its stage, "stage1" or "stage2"."""
 
 
 def adapter_settings(specs: State, alpha: float) -> dict[str, Any] | None:
@@ -75,6 +78,15 @@ def read_adapter_alpha(folder: Path) -> float:
         return float(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no readable {ADAPTER_CONFIG} ({error}); convert again") from None
+
+
+def adapter_stage(file: Path) -> str:
+    """The stage that an adapter's header names; empty where there is none to read or it names none."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return str((opened.metadata() or {}).get(STAGE_KEY, ""))
+    except (OSError, SafetensorError):
+        return ""
 
 
 def adapter_folder(model: Path, name: object) -> Path:

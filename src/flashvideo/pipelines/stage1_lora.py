@@ -17,7 +17,7 @@ import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from torch import nn
 
-from flashvideo.models.lora import ADAPTER_NAME
+from flashvideo.models.lora import ADAPTER_NAME, adapter_stage
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 
 _PREFIX = "transformer."
@@ -50,7 +50,7 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
             kwargs: Those of diffusers' `lora_state_dict`, for example `weight_name`, `revision` or `token`.
 
         Raises:
-            ValueError: If the file cannot be read, or does not fit this transformer.
+            ValueError: If the file cannot be read, is of Stage II, or does not fit this transformer.
             ImportError: If peft is not installed.
         """
         try:
@@ -73,6 +73,11 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
             if isinstance(given, str) and os.path.isfile(given):
                 raise ValueError(f"the LoRA {given} cannot be read, is it a safetensors file?") from error
             raise
+        if isinstance(given, str) and adapter_stage(Path(given)) == "stage2":
+            raise ValueError(
+                f"a LoRA must be one of Stage I, got {given}, which was trained on Stage II; merge it into the model "
+                "with python -m flashvideo.training.release"
+            )
         transformer = self._lora_transformer
         source = "the LoRA" if isinstance(given, dict) else f"the LoRA {given}"
         weights = read_lora(state, transformer, source=source, has_metadata=metadata is not None)

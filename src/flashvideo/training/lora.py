@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flashvideo.models.lora import LORA_SUFFIXES, adapter_settings
+from flashvideo.models.lora import LORA_SUFFIXES, STAGE_KEY, adapter_settings
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.training.config import LoRA
 
@@ -29,9 +29,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 ADAPTER = "default"
 PREFIX = "transformer."
-# Where diffusers looks for an adapter's settings, in the header of its file; and where we look for its stage.
+# Where diffusers looks for an adapter's settings, in the header of its file.
 _HEADER_KEY = "lora_adapter_metadata"
-_STAGE_KEY = "flashvideo_stage"
 
 _LAYERS = {
     "attention": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
@@ -96,7 +95,7 @@ def save_lora(transformer: FlashVideoTransformer3DModel, folder: Path) -> Path:
     alpha = transformer.peft_config[ADAPTER].lora_alpha
     settings = adapter_settings(weights, alpha) or {}
     header = {_HEADER_KEY: json.dumps({PREFIX + name: value for name, value in settings.items()})}
-    header[_STAGE_KEY] = _stage(transformer)
+    header[STAGE_KEY] = _stage(transformer)
     tensors = {PREFIX + name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LORA_FILE
@@ -154,7 +153,7 @@ def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             header = opened.metadata() or {}
             settings = json.loads(header[_HEADER_KEY])
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-            return tensors, settings, header.get(_STAGE_KEY, "")
+            return tensors, settings, header.get(STAGE_KEY, "")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{file} must be an adapter that training wrote, but cannot be read ({error})"

@@ -34,7 +34,8 @@ from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pairs import Pair, PairClips, find_pairs
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
-from flashvideo.training.stage1 import nearest_visited, noisy_timesteps
+from flashvideo.training.rollout import nearest_visited, visited_table
+from flashvideo.training.stage1 import noisy_timesteps
 from flashvideo.training.task import fallen
 
 
@@ -62,8 +63,8 @@ class Stage1Errors:
     """Errors of v at Stage I."""
 
     def __init__(self, recipe: PreferenceRecipe, scheduler: FlashVideoScheduler) -> None:
-        self.table = scheduler.table
         self.sampler_steps = recipe.sampler_steps
+        self.table = visited_table(scheduler, self.sampler_steps) if self.sampler_steps else scheduler.table
 
     def __call__(
         self, network: nn.Module, point: tuple[Tensor, Tensor], clean: Tensor, text: Tensor

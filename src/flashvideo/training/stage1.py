@@ -28,7 +28,7 @@ from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
-from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
+from flashvideo.schedule import add_noise, velocity_target, velocity_towards
 from flashvideo.text import encode_prompts
 from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
@@ -36,6 +36,7 @@ from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
 from flashvideo.training.precomputed import describe_models, step_latents
 from flashvideo.training.previews import Previews
+from flashvideo.training.rollout import nearest_visited, roll_out, visited_table
 from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe
 from flashvideo.training.starts import (
@@ -70,14 +71,6 @@ def keyframes(num_frames: int, phase: Stage1Phase, generator: torch.Generator) -
     if num_frames > 1 and phase.ends and float(torch.rand((), generator=generator)) < phase.ends:
         order = torch.tensor((0, num_frames - 1))
     return order[: phase.keyframes].sort().values
-
-
-def nearest_visited(timesteps: Tensor, num_inference_steps: int) -> Tensor:
-    """Moves timesteps (B,) to the nearest of those that the sampler visits in so many steps."""
-    scheduler = FlashVideoScheduler()
-    scheduler.set_timesteps(num_inference_steps, timesteps.device)
-    distances = (timesteps[:, None] - scheduler.timesteps).abs()
-    return scheduler.timesteps[distances.argmin(dim=1)]
 
 
 class Stage1Task:
@@ -215,15 +208,27 @@ class Stage1Task:
             keep = keep & torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
         text = text * keep[:, None, None]
         timesteps = noisy_timesteps(draws.stratified(), phase.density)
+        table = self.table
         if phase.sampler_steps:
             timesteps = nearest_visited(timesteps, phase.sampler_steps)
-        a = self.table[timesteps]
-        noise = draws.normal(latents.shape[1:])
-        noisy = add_noise(latents, noise, a)
-        output = self.transformer(
-            noisy, text, timesteps.float(), frame_positions=positions, num_frames=num_frames
-        ).sample
-        error = (output.float() - velocity_target(latents, noise, a)).square().flatten(1).mean(1)
+            table = visited_table(self.scheduler, phase.sampler_steps).to(self.device)
+        a = table[timesteps]
+
+        def predict(noisy: Tensor, times: Tensor) -> Tensor:
+            output = self.transformer(
+                noisy, text, times.float(), frame_positions=positions, num_frames=num_frames
+            )
+            return output.sample.float()
+
+        if phase.rollout and float(torch.rand((), generator=draws.shared)) < phase.rollout:
+            noisy = roll_out(
+                latents, timesteps, draws, predict, scheduler=self.scheduler, steps=phase.sampler_steps
+            )
+            target = velocity_towards(latents, noisy, a)
+        else:
+            noise = draws.normal(latents.shape[1:])
+            noisy, target = add_noise(latents, noise, a), velocity_target(latents, noise, a)
+        error = (predict(noisy, timesteps) - target).square().flatten(1).mean(1)
         high = timesteps > 800
         named = {"high": float(error[high].mean().detach())} if high.any() else {}
         return error.mean(), named

@@ -12,7 +12,7 @@ from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 from flashvideo.training.clip_data import ClipData
 from flashvideo.training.config import LoRA, Phase, Recipe, check_least, check_positive
-from flashvideo.training.recipe_degradation import RecipeDegradation
+from flashvideo.training.reading import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Stage1Phase(Phase):
         density: exponent p of the timestep density: k = 999 (1 - u^p); 1 is uniform, larger means noisier.
         sampler_steps: train only at the timesteps that a sampler of so many steps visits, each drawn timestep moved to
             the nearest of them; 0 for all timesteps.
+        rollout: share of steps whose noisy latents the model's own sampler made on the way down from noisier clips, so
+            that it learns to put right what it gets wrong; needs sampler_steps. Two more passes without gradients.
         keyframes: latent frames drawn at random from each clip, at their own positions in time; 0 for all. Frames of
             one clip are much alike, so that a few of them teach almost as much as all.
         ends: share of steps whose keyframes are the first and the last latent frame, between which a motion shows most.
@@ -33,6 +35,7 @@ class Stage1Phase(Phase):
 
     density: float = 2.5
     sampler_steps: int = 0
+    rollout: float = 0.0
     keyframes: int = 0
     ends: float = 0.0
     lengths: tuple[int, ...] = ()
@@ -42,6 +45,11 @@ class Stage1Phase(Phase):
         super().__post_init__()
         if not 0 <= self.sampler_steps <= 1000:
             raise ValueError(f"sampler_steps must be 0 to 1000, got {self.sampler_steps}")
+        _check_share("rollout", self.rollout)
+        if self.rollout and not self.sampler_steps:
+            raise ValueError(
+                f"rollout needs sampler_steps, the steps of the sampler, got {self.rollout} without them"
+            )
         if self.keyframes < 0 or not 0 <= self.ends <= 1:
             raise ValueError(
                 f"keyframes must be at least 0 and ends in [0, 1], got {self.keyframes} and {self.ends}"
@@ -253,8 +261,8 @@ class Stage2Recipe(Recipe):
         precomputed: folder of latents and text embeddings that `flashvideo precompute` made of `data`; by default both
             are computed at every step.
         validation: others to validate on; by default a share of `data` that is never trained on.
-        degradation: ranges of the pixel degradation; by default the published ones, at `scale` alone. How often it is
-            strong is for the phases to say.
+        degradation: what differs from the defaults of `PixelDegradation`; factors that it does not name are `scale`.
+            How often it is strong is for the phases to say.
         strength: of the strong degradation: 1 as it is, 0 the mildest of all its ranges.
         prompt_prefix: put before each caption, as at inference; the released model reads "medium motion,".
         size: (height, width) of the full frame.
@@ -276,7 +284,7 @@ class Stage2Recipe(Recipe):
     data: ClipData | None = None
     precomputed: str = ""
     validation: ClipData | None = None
-    degradation: RecipeDegradation | None = None
+    degradation: dict[str, Any] | None = None
     strength: float = 1.0
     prompt_prefix: str = ""
     size: tuple[int, int] = (384, 640)
@@ -298,6 +306,12 @@ class Stage2Recipe(Recipe):
         check_least(self, watch_clips=1, watch_frames=1, scale=1)
         check_positive(self, "shift")
         _check_share("strength", self.strength)
+        if self.degradation and "strong" in self.degradation:
+            raise ValueError(
+                f"degradation.strong is for the phases to say, got {self.degradation['strong']}; give each phase its "
+                "'strong'"
+            )
+        self.pixel_degradation()
         _check_validation(self.data, self.validation)
         _check_precomputed(self.data, self.precomputed)
         if self.data is None:
@@ -320,7 +334,9 @@ class Stage2Recipe(Recipe):
 
     def pixel_degradation(self) -> PixelDegradation:
         """What low quality is made by."""
-        return (self.degradation or RecipeDegradation()).at(self.scale).milder(self.strength)
+        factor = [self.scale, self.scale]
+        values = {"weak_factor": factor, "strong_factor": factor, **(self.degradation or {})}
+        return build(PixelDegradation, values, "degradation.").milder(self.strength)
 
     def noise_step_to_watch(self, frames: int | None = None) -> int:
         """Noise step of validation for clips of so many frames, by default `watch_frames`.
