@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.text import build_word_tokenizer
@@ -105,6 +106,23 @@ def test_what_no_run_has_trained_stays_the_bases(base: Path, runs: dict[str, Pat
     assert not pipeline.stage1_transformer.proj_out.bias.eq(1).all()
     assert "ball" in pipeline.tokenizer.get_vocab()
     assert pipeline.preset.stage1 == FlashVideoPipeline.from_pretrained(base).preset.stage1
+
+
+def test_a_vae_beside_stages_of_the_base_must_give_their_latents(base: Path, runs: dict[str, Path]) -> None:
+    pipeline = assemble(base, vae=runs["vae"], stage2=runs["stage2"])
+    before = FlashVideoPipeline.from_pretrained(base).preset
+    assert pipeline.preset.stage1 == before.stage1 and pipeline.preset.stage2.latent_scale == 1.25
+
+    vae = AutoencoderKLCogVideoX.from_pretrained(runs["vae"] / "vae")
+    with torch.no_grad():
+        next(vae.decoder.parameters()).add_(1)
+    vae.save_pretrained(runs["vae"] / "vae")
+    assemble(base, vae=runs["vae"])  # which decodes otherwise, and encodes as before
+    with torch.no_grad():
+        next(vae.encoder.parameters()).add_(1)
+    vae.save_pretrained(runs["vae"] / "vae")
+    with pytest.raises(ValueError, match=r"stage1_transformer of .* must read the latents of the run's VAE"):
+        assemble(base, vae=runs["vae"], stage2=runs["stage2"])
 
 
 def test_an_adapter_is_merged_into_the_bases_weights(base: Path, adapter: Stage2Recipe) -> None:

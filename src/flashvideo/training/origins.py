@@ -104,6 +104,27 @@ def check_vae(recipe: Recipe, own: AutoencoderKLCogVideoX) -> float | None:
     return scale
 
 
+def check_same_latents(
+    name: str, own: AutoencoderKLCogVideoX, trained: AutoencoderKLCogVideoX, base: Path
+) -> None:
+    """Refuse a VAE of other latents beside a transformer that stays the base's own.
+
+    Args:
+        name: Of the transformer.
+        own: The base's VAE.
+        trained: The one that is to take its place.
+        base: Folder of the model.
+
+    Raises:
+        ValueError: If they encode otherwise.
+    """
+    if not _equal(_encoding(own), _encoding(trained)):
+        raise ValueError(
+            f"{name} of {base} must read the latents of the run's VAE, got one that encodes otherwise; give a run that "
+            f"trained {name} on them too"
+        )
+
+
 def check_text(recipe: Recipe, own: T5EncoderModel, own_folder: Path) -> None:
     """Refuse a transformer that was trained on another text encoder's embeddings.
 
@@ -170,11 +191,16 @@ def _encoding(vae: AutoencoderKLCogVideoX) -> nn.ModuleDict:
 
 
 def _refuse_others(what: str, own: nn.Module, trained: nn.Module, folder: Path) -> None:
-    ours, theirs = own.state_dict(), trained.state_dict()
-    if ours.keys() != theirs.keys() or not all(
-        torch.equal(tensor, theirs[name].to(tensor.dtype)) for name, tensor in ours.items()
-    ):
+    if not _equal(own, trained):
         raise ValueError(
             f"the model's {what} must be the one that the run was trained with, in {folder}, but has other weights; "
             "give the model that has it as --base, or its own run too"
         )
+
+
+def _equal(own: nn.Module, trained: nn.Module) -> bool:
+    """Whether weights are the same, in the dtype of the first."""
+    ours, theirs = own.state_dict(), trained.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name].to(tensor.dtype)) for name, tensor in ours.items()
+    )

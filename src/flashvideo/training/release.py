@@ -23,7 +23,14 @@ from flashvideo.presets import NANO
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.training.config import Recipe
 from flashvideo.training.lora import LORA_FILE, merge_lora
-from flashvideo.training.origins import check_adapted, check_text, check_vae, run_recipe, with_settings
+from flashvideo.training.origins import (
+    check_adapted,
+    check_same_latents,
+    check_text,
+    check_vae,
+    run_recipe,
+    with_settings,
+)
 
 DTYPE = torch.bfloat16
 
@@ -39,7 +46,7 @@ def assemble(
 
     Args:
         base: The model that gives all other parts, and its preset: `nano`, a folder, or a repository of the hub.
-        vae: Output folder of a run; the latent scales become those of its VAE.
+        vae: Output folder of a run. A stage that stays the base's keeps its latent scale, and needs the same latents.
         stage1: Likewise, of weights, or of an adapter that was trained on the base, which is merged.
         stage2: Likewise; shift and prompt prefix become the run's, and the noise step, if it was not trained with it.
 
@@ -57,11 +64,12 @@ def assemble(
         run_recipe(vae, "vae")
         parts["vae"] = AutoencoderKLCogVideoX.from_pretrained(_part(vae, "vae"), torch_dtype=DTYPE)
         scale = float(parts["vae"].config.scaling_factor)
-        preset = dataclasses.replace(
-            preset,
-            stage1=dataclasses.replace(preset.stage1, latent_scale=scale),
-            stage2=dataclasses.replace(preset.stage2, latent_scale=scale),
-        )
+        for stage, run in (("stage1", stage1), ("stage2", stage2)):
+            if run is not None:
+                numbers = dataclasses.replace(getattr(preset, stage), latent_scale=scale)
+                preset = dataclasses.replace(preset, **{stage: numbers})
+            elif parts.get(name := f"{stage}_transformer") is not None:
+                check_same_latents(name, pipeline.vae, parts["vae"], folder)
     text_folder = folder
     if stage1 is not None and (stage1 / "text_encoder").is_dir():
         text_folder = stage1
