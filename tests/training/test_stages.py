@@ -243,7 +243,7 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
     tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashvideo.training.pool.SHARD", 2)
-    options = {"seed": 1, "count": 4, "frames": 5, "size": SIZE, "emphasis": {}, "bf16": False}
+    options = {"seed": 1, "count": 4, "frames": 5, "size": SIZE, "emphasis": {}, "spread": 1.0, "bf16": False}
     build_pool(tmp_path, tiny_vae, **options)
     whole = load_pool(tmp_path, 4)
     (tmp_path / "00001.safetensors").unlink()
@@ -296,7 +296,7 @@ def test_a_pool_of_another_latent_scale_is_refused(
     tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashvideo.training.pool.SHARD", 1)
-    options = {"seed": 1, "count": 1, "frames": 5, "size": SIZE, "emphasis": {}, "bf16": False}
+    options = {"seed": 1, "count": 1, "frames": 5, "size": SIZE, "emphasis": {}, "spread": 1.0, "bf16": False}
     build_pool(tmp_path, tiny_vae, **options)
     tiny_vae.register_to_config(scaling_factor=0.5)
     with pytest.raises(ValueError, match="latent scale"):

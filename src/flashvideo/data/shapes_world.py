@@ -108,7 +108,7 @@ class Scene:
 
 
 def sample_scene(
-    seed: int, *, held_out: bool = False, second_object: float = 0.08, pan: float = 0.12
+    seed: int, *, held_out: bool = False, second_object: float = 0.08, pan: float = 0.12, spread: float = 1.0
 ) -> Scene:
     """Draw a scene.
 
@@ -117,6 +117,8 @@ def sample_scene(
         held_out: draw only combinations that training never shows, instead of only the others.
         second_object: probability of a second object.
         pan: probability of a camera pan.
+        spread: how far places, sizes, paths and leans, which no caption tells, go from their middles: 1 all the way, 0
+            not at all. Below 1 all that spins spins the same way.
     """
     rng = np.random.default_rng(seed)
     while True:
@@ -127,18 +129,19 @@ def sample_scene(
     texture = str(rng.choice(TEXTURES, p=(0.4, 0.2, 0.2, 0.2)))
     background = str(rng.choice([b for b, s in BACKGROUNDS.items() if color not in s.excluded_colors]))
     relation = str(rng.choice(RELATIONS)) if rng.random() < second_object else None
-    thing = _place(rng, color, texture, shape, motion, relation)
+    layout = _Layout(rng, spread)
+    thing = _place(layout, color, texture, shape, motion, relation)
     things: tuple[Thing, ...] = (thing,)
     if relation is not None:
         others = [c for c in COLORS if c != color and c not in BACKGROUNDS[background].excluded_colors]
-        things += (_place_second(rng, str(rng.choice(others)), relation, thing),)
+        things += (_place_second(layout, str(rng.choice(others)), relation, thing),)
     return Scene(
         motion=motion,
         background=background,
         tone=(float(rng.uniform(-6, 6)), float(rng.uniform(-0.04, 0.04)), float(rng.uniform(-0.04, 0.04))),
         things=things,
         relation=relation,
-        pan=float(rng.choice((-1, 1)) * rng.uniform(0.08, 0.16)) if rng.random() < pan else 0.0,
+        pan=float(rng.choice((-1, 1)) * layout.uniform(0.08, 0.16)) if rng.random() < pan else 0.0,
         seed=int(rng.integers(1 << 30)),
     )
 
@@ -152,8 +155,23 @@ def _rgb(rng: np.random.Generator, color: str) -> tuple[float, float, float]:
     return float(rgb[0]), float(rgb[1]), float(rgb[2])
 
 
+class _Layout:
+    """Draws of what no caption tells, narrowed around their middles."""
+
+    def __init__(self, rng: np.random.Generator, spread: float) -> None:
+        self.rng, self.spread = rng, spread
+
+    def uniform(self, low: float, high: float) -> float:
+        value, middle = float(self.rng.uniform(low, high)), (low + high) / 2
+        return value if self.spread == 1 else middle + self.spread * (value - middle)
+
+    def sign(self) -> int:
+        drawn = int(self.rng.choice((-1, 1)))
+        return drawn if self.spread == 1 else 1
+
+
 def _place(
-    rng: np.random.Generator,
+    layout: _Layout,
     color: str,
     texture: str,
     shape: str,
@@ -161,16 +179,16 @@ def _place(
     relation: str | None,
 ) -> Thing:
     """The first object: where it stands, and its path."""
-    share = rng.uniform(0.05, 0.06) if relation in ("left of", "above") else rng.uniform(0.09, 0.15)
+    share = layout.uniform(0.05, 0.06) if relation in ("left of", "above") else layout.uniform(0.09, 0.15)
     if motion in ("growing", "shrinking"):
         share = max(share, 0.068)  # the smaller end still covers 4 %
     side = float(np.sqrt(share * ASPECT))
     x, y = {"left of": (0.28 * ASPECT, 0.5), "above": (0.5 * ASPECT, 0.30)}.get(
         relation or "", (0.5 * ASPECT, 0.5)
     )
-    x, y = x + float(rng.uniform(-0.05, 0.05)), y + float(rng.uniform(-0.03, 0.03))
-    dx = ASPECT * float(rng.uniform(0.152, 0.18))
-    dy = float(rng.uniform(0.202, 0.23))
+    x, y = x + layout.uniform(-0.05, 0.05), y + layout.uniform(-0.03, 0.03)
+    dx = ASPECT * layout.uniform(0.152, 0.18)
+    dy = layout.uniform(0.202, 0.23)
     start, stop = (x, y), (x, y)
     sizes, angles, bounce = (side, side), (0.0, 0.0), (0.0, 0.0)
     if motion in ("moving left", "moving right"):
@@ -180,25 +198,25 @@ def _place(
         sign = 1 if motion == "moving down" else -1
         start, stop = (x, y - sign * dy / 2), (x, y + sign * dy / 2)
     elif motion in ("growing", "shrinking"):
-        ratio = float(np.sqrt(rng.uniform(1.9, 2.6)))
+        ratio = float(np.sqrt(layout.uniform(1.9, 2.6)))
         small, large = side / np.sqrt(ratio), side * np.sqrt(ratio)
         sizes = (small, large) if motion == "growing" else (large, small)
     elif motion == "spinning":
         # Over a whole clip of 2 s: 8 frames see half of it.
-        turn = float(np.deg2rad(rng.uniform(60, 85)) * rng.choice((-1, 1)))
-        angles = (float(rng.uniform(-0.4, 0.4)),) * 2
+        turn = float(np.deg2rad(layout.uniform(60, 85)) * layout.sign())
+        angles = (layout.uniform(-0.4, 0.4),) * 2
         angles = (angles[0], angles[0] + turn)
     elif motion == "bouncing":
         bounce = (0.62 * dy, 1.0)
         start, stop = (x, y + 0.31 * dy), (x, y + 0.31 * dy)
     if motion != "spinning":
-        lean = float(rng.uniform(-0.1, 0.1))
+        lean = layout.uniform(-0.1, 0.1)
         angles = (lean, lean)
     return Thing(
         color=color,
         texture=texture,
         shape=shape,
-        rgb=_rgb(rng, color),
+        rgb=_rgb(layout.rng, color),
         start=start,
         stop=stop,
         size=(float(sizes[0]), float(sizes[1])),
@@ -207,22 +225,22 @@ def _place(
     )
 
 
-def _place_second(rng: np.random.Generator, color: str, relation: str, first: Thing) -> Thing:
+def _place_second(layout: _Layout, color: str, relation: str, first: Thing) -> Thing:
     """The second object: it stands still, and the first is left of it, above it or behind it."""
-    share = rng.uniform(0.045, 0.06)
+    share = layout.uniform(0.045, 0.06)
     if relation == "left of":
-        place = (0.76 * ASPECT, 0.5 + float(rng.uniform(-0.05, 0.05)))
+        place = (0.76 * ASPECT, 0.5 + layout.uniform(-0.05, 0.05))
     elif relation == "above":
-        place = (0.5 * ASPECT + float(rng.uniform(-0.1, 0.1)), 0.79)
+        place = (0.5 * ASPECT + layout.uniform(-0.1, 0.1), 0.79)
     else:
-        place = (0.5 * ASPECT + float(rng.uniform(-0.3, 0.3)), 0.72)
+        place = (0.5 * ASPECT + layout.uniform(-0.3, 0.3), 0.72)
     side = float(np.sqrt(share * ASPECT))
-    shape = str(rng.choice([s for s in SHAPES if s != first.shape]))
+    shape = str(layout.rng.choice([s for s in SHAPES if s != first.shape]))
     return Thing(
         color=color,
         texture="plain",
         shape=shape,
-        rgb=_rgb(rng, color),
+        rgb=_rgb(layout.rng, color),
         start=place,
         stop=place,
         size=(side, side),

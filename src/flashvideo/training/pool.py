@@ -34,18 +34,21 @@ logger = logging.getLogger(__name__)
 SHARD = 128
 
 
-def pool_scene(seed: int, index: int, emphasis: Mapping[str, float] | None = None) -> Scene:
+def pool_scene(
+    seed: int, index: int, emphasis: Mapping[str, float] | None = None, spread: float = 1.0
+) -> Scene:
     """The scene of clip `index` of the pool with this seed.
 
     Args:
         seed: of the pool.
         index: of the clip.
         emphasis: by colour, texture, shape or motion: how many times as often as others it is drawn.
+        spread: as in `sample_scene`.
     """
     emphasis = emphasis or {}
     most = math.prod(max(1.0, weight) for weight in emphasis.values())
     for attempt in itertools.count():
-        scene = sample_scene(sample_seed(seed, 77, index, attempt))
+        scene = sample_scene(sample_seed(seed, 77, index, attempt), spread=spread)
         thing = scene.things[0]
         words = (thing.color, thing.texture, thing.shape, scene.motion)
         weight = math.prod(emphasis.get(word, 1.0) for word in words)
@@ -64,6 +67,7 @@ def build_pool(
     frames: int,
     size: tuple[int, int],
     emphasis: Mapping[str, float],
+    spread: float,
     bf16: bool,
 ) -> None:
     """Render and encode `count` clips into `folder`, skipping shards that are already there.
@@ -80,12 +84,13 @@ def build_pool(
         "frames": frames,
         "size": list(size),
         "emphasis": dict(emphasis),
+        "spread": spread,
     }
     description = folder / "pool.json"
     found = read_description(description, "training")
     if found not in (None, about):
         raise ValueError(
-            f"{folder} holds clips of another VAE, latent scale, seed, size or emphasis; delete it to make them anew"
+            f"{folder} holds clips of another VAE, latent scale, seed, size, emphasis or spread; delete it to make them anew"
         )
     if found is None:
         write_description(description, about)
@@ -95,7 +100,7 @@ def build_pool(
             continue
         latents = []
         for i in range(shard * SHARD, (shard + 1) * SHARD):
-            scene = pool_scene(seed, i, emphasis)
+            scene = pool_scene(seed, i, emphasis, spread)
             clip = torch.from_numpy(render(scene, height=size[0], width=size[1], num_frames=frames))[None]
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
                 encoded = encode_pixels(vae, clip.to(vae.device), scale=vae.config.scaling_factor)

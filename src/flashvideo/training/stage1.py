@@ -133,6 +133,7 @@ class Stage1Task:
             frames=frames,
             size=recipe.size,
             emphasis=recipe.emphasis,
+            spread=recipe.spread,
             bf16=recipe.bf16,
         )
         return load_pool(folder, count)

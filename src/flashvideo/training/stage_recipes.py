@@ -85,6 +85,8 @@ class Stage1Recipe(Recipe):
         preview_steps: steps of those; by default those of the start.
         clips: how many clips are rendered and encoded once, by their number of frames; each shows a whole motion.
         emphasis: how many times as often as others an attribute is drawn, such as {spinning: 3}: for what is hard.
+        spread: of places, sizes and leans in the procedural world, which no caption tells; narrow, below 1, it leaves a
+            small model less to make up its mind about.
         vae_strips: run the VAE strip by strip, in a third of its memory.
     """
 
@@ -104,6 +106,7 @@ class Stage1Recipe(Recipe):
     preview_steps: int = 0
     clips: dict[int, int] = field(default_factory=lambda: {17: 4096})
     emphasis: dict[str, float] = field(default_factory=dict)
+    spread: float = 1.0
     vae_strips: bool = False
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class Stage1Recipe(Recipe):
         _check_vae(self.vae, self.start)
         _check_lora(self.lora, self.start)
         _check_share("text_dropout", self.text_dropout)
+        _check_share("spread", self.spread)
         if self.lora is not None and self.train_text:
             raise ValueError("lora trains an adapter of the transformer alone; leave out train_text")
         check_least(self, watch_clips=1, preview_steps=0)

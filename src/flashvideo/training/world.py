@@ -26,7 +26,7 @@ class PoolClips(Dataset):
 
     Args:
         pools: encoded clips (N, f, C, h, w) by their number of frames.
-        recipe: whose seed and emphasis made the pools.
+        recipe: whose seed, emphasis and spread made the pools.
         phase_index: which phase of the recipe.
         clips_per_step: of all processes and accumulated batches.
         temporal: the VAE's compression in time.
@@ -66,7 +66,8 @@ class PoolClips(Dataset):
     def describe(self, index: tuple[int, int]) -> tuple[Scene, str]:
         """Scene and caption of a sample."""
         source, clip, _ = self.choose(index)
-        scene = pool_scene(sample_seed(self.recipe.seed, source), clip, self.recipe.emphasis)
+        recipe = self.recipe
+        scene = pool_scene(sample_seed(recipe.seed, source), clip, recipe.emphasis, recipe.spread)
         return scene, caption(scene, np.random.default_rng(sample_seed(self.seed, 5, *index)))
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, str, int]:
