@@ -41,6 +41,20 @@ def test_held_out_combinations_never_occur_in_training_and_always_on_request() -
     assert all(is_held_out(*sample_scene(seed, held_out=True).combination) for seed in range(100))
 
 
+def test_a_narrow_spread_changes_no_word_and_leaves_places_at_their_middle() -> None:
+    narrow = [sample_scene(seed, spread=0.25) for seed in range(len(SCENES))]
+    assert [caption(s, np.random.default_rng(0)) for s in narrow] == [
+        caption(s, np.random.default_rng(0)) for s in SCENES
+    ]
+    still = [(a, b) for a, b in zip(SCENES, narrow, strict=True) if a.motion == "growing" and not a.relation]
+    assert len(still) > 20
+    for wide, near in still:
+        for axis, middle in enumerate((0.5 * ASPECT, 0.5)):
+            offsets = [s.things[0].start[axis] - middle for s in (wide, near)]
+            assert offsets[1] == pytest.approx(0.25 * offsets[0], abs=1e-9)
+    assert all(s.things[0].angle[0] < s.things[0].angle[1] for s in narrow if s.motion == "spinning")
+
+
 def test_about_one_combination_in_twelve_is_held_out() -> None:
     every = [(c, s, m) for c in COLORS for s in SHAPES for m in MOTIONS if is_visible(s, m)]
     assert 25 <= sum(is_held_out(*c) for c in every) <= 40

@@ -90,7 +90,8 @@ def build_pool(
     found = read_description(description, "training")
     if found not in (None, about):
         raise ValueError(
-            f"{folder} holds clips of another VAE, latent scale, seed, size, emphasis or spread; delete it to make them anew"
+            f"{folder} holds clips of another VAE, latent scale, seed, size, emphasis or spread; delete it to make them "
+            "anew"
         )
     if found is None:
         write_description(description, about)
