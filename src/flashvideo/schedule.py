@@ -194,7 +194,16 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             begin_index: Place in ``timesteps``; to be set after `set_timesteps`, which sets it to 0.
+
+        Raises:
+            ValueError: If there is no such place, or the run has begun.
         """
+        if self._step_index is not None or not 0 <= begin_index < len(self.timesteps):
+            begun = " after a step" if self._step_index is not None else ""
+            raise ValueError(
+                f"begin_index must be in 0..{len(self.timesteps) - 1} and come before the first step, got "
+                f"{begin_index}{begun}"
+            )
         self._begin_index = begin_index
 
     def scale_model_input(
@@ -257,7 +266,7 @@ class FlashVideoScheduler(SchedulerMixin, ConfigMixin):
         return FlashVideoSchedulerOutput(prev_sample=next_sample, pred_original_sample=x0)
 
     def quantized_alpha(self, index: int) -> float:
-        """The training table's entry nearest to step ``index``'s a; the network was trained on the table."""
+        """The training table's entry nearest to step ``index``'s a; the network knows the table, or just these."""
         return float(self.table[(self.table - self.alphas_cumprod_sqrt[index]).abs().argmin()])
 
     def _current_index(self, timestep: int) -> int:

@@ -95,6 +95,7 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict, message: 
     ("recipe", "override", "message"),
     [
         ("nano_stage2_1", "shift=0", "shift must be positive, got 0"),
+        ("nano_stage1_1", "spread=1.5", "spread must be between 0 and 1, got 1.5"),
         ("nano_stage2_1", "scale=0", "scale must be at least 1, got 0"),
         ("nano_stage2_1", "phases.0.difference_weight=-1", "difference_weight must be at least 0, got -1"),
         ("nano_preference_stage1", "better_weight=-1", "better_weight must be at least 0, got -1"),
@@ -111,6 +112,13 @@ def test_factors_that_a_degradation_does_not_name_follow_the_scale() -> None:
     assert isinstance(recipe, Stage2Recipe)
     found = recipe.pixel_degradation()
     assert (found.weak_factor, found.strong_factor, found.final.probability) == ((2, 2), (1, 3), 0.5)
+
+
+def test_what_a_degradation_leaves_open_is_as_if_it_were_not_named() -> None:
+    overrides = ["degradation={strong: null, weak_factor: null, strong_factor: [1, 3]}"]
+    recipe = load_recipe(RECIPES / "nano_stage2_6.yaml", overrides)
+    assert isinstance(recipe, Stage2Recipe)
+    assert recipe.pixel_degradation().weak_factor == (4, 4)
 
 
 def test_how_often_a_degradation_is_strong_is_for_the_phases() -> None:

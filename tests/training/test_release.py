@@ -121,7 +121,7 @@ def test_a_vae_beside_stages_of_the_base_must_give_their_latents(base: Path, run
     with torch.no_grad():
         next(vae.encoder.parameters()).add_(1)
     vae.save_pretrained(runs["vae"] / "vae")
-    with pytest.raises(ValueError, match=r"stage1_transformer of .* must read the latents of the run's VAE"):
+    with pytest.raises(ValueError, match=r"VAE must encode as that of .* whose stage1_transformer stays"):
         assemble(base, vae=runs["vae"], stage2=runs["stage2"])
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashvideo.schedule import FlashVideoScheduler, velocity_towards
+from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_towards
 from flashvideo.training.draws import Draws
 from flashvideo.training.rollout import nearest_visited, roll_out, sampler, visited_table
 
@@ -46,19 +46,34 @@ def test_what_a_perfect_model_makes_has_the_schedules_noise() -> None:
 
 
 def test_it_starts_two_steps_before_but_not_from_pure_noise() -> None:
-    timesteps, asked = sampler(SCHEDULER, STEPS).timesteps, []
+    own, asked = sampler(SCHEDULER, STEPS), []
 
     def predict(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         asked.append(times.tolist())
         return torch.zeros_like(noisy)
 
     clean = torch.ones(STEPS, *SHAPE)
-    noisy = roll_out(clean, timesteps, draws(STEPS), predict, scheduler=SCHEDULER, steps=STEPS)
+    noisy = roll_out(clean, own.timesteps, draws(STEPS), predict, scheduler=SCHEDULER, steps=STEPS)
     assert asked == [[999, 832, 832, 832, 666, 499], [999, 832, 666, 666, 499, 333]]
-    # The first two are the clip with noise, the others know of the clip only what v = 0 tells: x0 = a x.
-    first = roll_out(clean[:2], timesteps[:2], draws(2), predict, scheduler=SCHEDULER, steps=STEPS)
-    assert torch.equal(noisy[:2], first)
-    assert len(asked) == 2
+    plain = add_noise(clean, draws(STEPS).normal(SHAPE), own.alphas_cumprod_sqrt[:-1])
+    assert torch.equal(noisy[:2], plain[:2])
+    assert not torch.equal(noisy[2:], plain[2:])
+
+
+def test_a_sample_is_what_it_is_alone_and_all_processes_have_as_many_passes() -> None:
+    timesteps, passes = sampler(SCHEDULER, STEPS).timesteps, []
+
+    def predict(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        passes.append(len(noisy))
+        return torch.tanh(noisy)
+
+    clean = torch.randn(STEPS, *SHAPE, generator=torch.Generator().manual_seed(0))
+    together = roll_out(clean, timesteps, draws(STEPS), predict, scheduler=SCHEDULER, steps=STEPS)
+    for place in (0, 4):
+        one, alone = slice(place, place + 1), Draws(1, 2, [place], STEPS)
+        found = roll_out(clean[one], timesteps[one], alone, predict, scheduler=SCHEDULER, steps=STEPS)
+        torch.testing.assert_close(found, together[one])
+    assert passes == [STEPS, STEPS, 1, 1, 1, 1]
 
 
 def test_the_steps_are_those_that_sampling_takes() -> None:
@@ -89,3 +104,11 @@ def test_a_run_begins_where_it_is_told_and_the_next_at_the_start() -> None:
         own.step(latents, 999, latents)
     own.set_timesteps(STEPS)
     own.step(latents, 999, latents)
+    with pytest.raises(
+        ValueError, match=r"must be in 0\.\.5 and come before the first step, got 2 after a step"
+    ):
+        own.set_begin_index(2)
+    own.set_timesteps(STEPS)
+    for wrong in (-1, STEPS):
+        with pytest.raises(ValueError, match=rf"begin_index must be in 0\.\.5 .*, got {wrong}$"):
+            own.set_begin_index(wrong)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from flashvideo.data.shapes_world import is_held_out
-from flashvideo.schedule import velocity_target
+from flashvideo.schedule import velocity_target, velocity_towards
 from flashvideo.training.draws import Draws
 from flashvideo.training.pool import build_pool, load_pool, pool_scene
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
+from flashvideo.training.rollout import visited_table
 from flashvideo.training.stage1 import Stage1Task, keyframes, noisy_timesteps
 from flashvideo.training.stage2 import Stage2Task
 from flashvideo.training.vae import contrast_distance
@@ -152,7 +154,7 @@ def test_of_a_picture_among_clips_its_one_frame_is_taken_once(stage1: Stage1Task
         ),
         ({"sampler_steps": 1001}, "sampler_steps must be 0 to 1000, got 1001"),
         ({"sampler_steps": 6, "rollout": 1.5}, "rollout must be between 0 and 1, got 1.5"),
-        ({"rollout": 0.5}, "rollout needs sampler_steps, the steps of the sampler, got 0.5 without them"),
+        ({"sampler_steps": 2, "rollout": 0.5}, "rollout needs sampler_steps of at least 3, got 2"),
         ({"ends": 1.5, "keyframes": 2}, r"ends in \[0, 1\], got 2 and 1.5"),
         ({"keyframes": -1}, "keyframes must be at least 0"),
     ],
@@ -262,6 +264,23 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
         build_pool(tmp_path, tiny_vae, **options)
 
 
+def test_a_pool_of_another_spread_has_other_clips_and_is_refused(
+    tiny_vae: AutoencoderKLCogVideoX, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashvideo.training.pool.SHARD", 1)
+    options = {"seed": 1, "count": 1, "frames": 5, "size": SIZE, "emphasis": {}, "bf16": False}
+    build_pool(tmp_path / "wide", tiny_vae, **options, spread=1.0)
+    build_pool(tmp_path / "narrow", tiny_vae, **options, spread=0.25)
+    assert not torch.equal(load_pool(tmp_path / "wide", 1), load_pool(tmp_path / "narrow", 1))
+    with pytest.raises(ValueError, match=r"another .* spread"):
+        build_pool(tmp_path / "wide", tiny_vae, **options, spread=0.25)
+    # Pools did not always tell.
+    about = json.loads((tmp_path / "wide" / "pool.json").read_text())
+    del about["spread"]
+    (tmp_path / "wide" / "pool.json").write_text(json.dumps(about))
+    build_pool(tmp_path / "wide", tiny_vae, **options, spread=1.0)
+
+
 def test_what_is_emphasised_is_drawn_more_often() -> None:
     def share(emphasis: dict[str, float]) -> float:
         return sum(pool_scene(2, i, emphasis).motion == "growing" for i in range(60)) / 60
@@ -322,18 +341,52 @@ def test_timesteps_can_be_those_of_a_sampler_alone(stage1: Stage1Task) -> None:
     assert set(seen) == {499, 999}
 
 
-def test_it_learns_from_what_its_own_sampler_made(stage1: Stage1Task) -> None:
-    """Two passes of its sampler without gradients, then the one that is learned from."""
+def _of_four_steps(stage1: Stage1Task, **values: Any) -> None:
+    phase = dataclasses.replace(stage1.recipe.phases[0], sampler_steps=4, density=1.0, **values)
+    stage1.recipe = dataclasses.replace(stage1.recipe, phases=(phase,))
+
+
+@pytest.mark.parametrize("rollout", [0.0, 1.0])
+def test_a_samplers_levels_and_what_it_made_are_learned_from(stage1: Stage1Task, rollout: float) -> None:
+    """A model that says v = 0 has for a loss the mean square of the v that leads from what it saw to the clip."""
+    seen = []
+
+    def silent(noisy: torch.Tensor, text: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> SimpleNamespace:
+        seen.append((noisy, timesteps.long()))
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    stage1.transformer.forward = silent
+    _of_four_steps(stage1, rollout=rollout)
+    batch = _batch(stage1, 4)
+    loss, _ = stage1.loss(batch, 0, _draws(4))
+    assert len(seen) == (3 if rollout else 1)
+    noisy, timesteps = seen[-1]
+    a = visited_table(stage1.scheduler, 4)[timesteps]
+    assert loss.item() == pytest.approx(
+        velocity_towards(batch[0].float(), noisy, a).square().mean().item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_gradient_is_of_the_last_pass_alone(stage1: Stage1Task, bf16: bool) -> None:
     passes = []
     stage1.transformer.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    _of_four_steps(stage1, rollout=1.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss, _ = stage1.loss(_batch(stage1, 4), 0, _draws(4))
+    assert passes == [False, False, True]
+    loss.backward()
+    gradients = [p.grad for p in stage1.transformer.parameters() if p.grad is not None]
+    assert all(torch.isfinite(g).all() for g in gradients) and stage1.transformer.proj_out.weight.grad.any()
+
+
+def test_held_out_clips_are_judged_without_what_the_sampler_makes(stage1: Stage1Task) -> None:
     losses = []
+    stage1.modules.eval()
     for rollout in (0.0, 1.0):
-        phase = dataclasses.replace(stage1.recipe.phases[0], sampler_steps=4, rollout=rollout, density=1.0)
-        stage1.recipe = dataclasses.replace(stage1.recipe, phases=(phase,))
-        losses.append(stage1.loss(_batch(stage1, 4), 0, _draws(4))[0])
-    assert passes == [True, False, False, True]
-    assert torch.isfinite(losses[1]) and losses[1] != losses[0]
-    losses[1].backward()
+        _of_four_steps(stage1, rollout=rollout)
+        losses.append(stage1.loss(_batch(stage1, 4), 0, _draws(4))[0].item())
+    assert losses[0] == losses[1]
 
 
 def test_stage_2_loss_of_an_untrained_model_is_the_mean_square_of_the_velocity(stage2: Stage2Task) -> None:

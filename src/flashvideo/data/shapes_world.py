@@ -117,8 +117,8 @@ def sample_scene(
         held_out: draw only combinations that training never shows, instead of only the others.
         second_object: probability of a second object.
         pan: probability of a camera pan.
-        spread: how far places, sizes, paths and leans, which no caption tells, go from their middles: 1 all the way, 0
-            not at all. Below 1 all that spins spins the same way.
+        spread: how far places, sizes, paths, pans and leans, which no caption tells, go from their middles: 1 all the
+            way, 0 not at all. Below 1 all that spins spins the same way.
     """
     rng = np.random.default_rng(seed)
     while True:
@@ -156,7 +156,7 @@ def _rgb(rng: np.random.Generator, color: str) -> tuple[float, float, float]:
 
 
 class _Layout:
-    """Draws of what no caption tells, narrowed around their middles."""
+    """Draws of where things are, how large, how far they go and how they lean, narrowed around their middles."""
 
     def __init__(self, rng: np.random.Generator, spread: float) -> None:
         self.rng, self.spread = rng, spread

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import nn
 
 from flashvideo.models.lora import ADAPTER_NAME, adapter_stage
@@ -50,7 +51,8 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
             kwargs: Those of diffusers' `lora_state_dict`, for example `weight_name`, `revision` or `token`.
 
         Raises:
-            ValueError: If the file cannot be read, is of Stage II, or does not fit this transformer.
+            ValueError: If the file cannot be read, does not fit this transformer, or, unless it comes from the hub,
+                says that it is of Stage II.
             ImportError: If peft is not installed.
         """
         try:
@@ -73,7 +75,7 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
             if isinstance(given, str) and os.path.isfile(given):
                 raise ValueError(f"the LoRA {given} cannot be read, is it a safetensors file?") from error
             raise
-        if isinstance(given, str) and adapter_stage(Path(given)) == "stage2":
+        if isinstance(given, str) and adapter_stage(_local_file(given, kwargs)) == "stage2":
             raise ValueError(
                 f"a LoRA must be one of Stage I, got {given}, which was trained on Stage II; merge it into the model "
                 "with python -m flashvideo.training.release"
@@ -132,6 +134,14 @@ class Stage1LoraMixin(CogVideoXLoraLoaderMixin):
     def _lora_transformer(self) -> FlashVideoTransformer3DModel:
         transformer: FlashVideoTransformer3DModel = getattr(self, self._lora_loadable_modules[0])
         return transformer
+
+
+def _local_file(given: str, kwargs: Mapping[str, Any]) -> Path:
+    """The file that diffusers reads where it is given a file or a folder."""
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    return path / (kwargs.get("subfolder") or "") / (kwargs.get("weight_name") or LORA_WEIGHT_NAME_SAFE)
 
 
 def read_lora(

@@ -113,17 +113,16 @@ def _outcome(run: Run, *, finished: bool) -> Outcome:
 
 def _run_phase_with_bar(run: Run) -> Wishes:
     index, done = run.progress.phase, run.progress.step
-    with (
-        tqdm(
-            total=run.phases[index].steps,
-            initial=done,
-            desc=f"phase {index + 1}/{len(run.phases)}",
-            mininterval=1,
-            smoothing=0.03,  # steps of other lengths differ many times over, and what is left should not jump with each
-            disable=not run.is_main,
-            bar_format="{desc}: {bar:16} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
-        ) as bar
-    ):
+    # Steps of other lengths differ many times over: the time left should not jump with each.
+    with tqdm(
+        total=run.phases[index].steps,
+        initial=done,
+        desc=f"phase {index + 1}/{len(run.phases)}",
+        mininterval=1,
+        smoothing=0.03,
+        disable=not run.is_main,
+        bar_format="{desc}: {bar:16} step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
+    ) as bar:
         return run.run_phase(bar)
 
 

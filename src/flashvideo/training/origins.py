@@ -118,10 +118,11 @@ def check_same_latents(
     Raises:
         ValueError: If they encode otherwise.
     """
-    if not _equal(_encoding(own), _encoding(trained)):
+    times = [vae.config.temporal_compression_ratio for vae in (own, trained)]
+    if times[0] != times[1] or not _equal(_encoding(own), _encoding(trained)):
         raise ValueError(
-            f"{name} of {base} must read the latents of the run's VAE, got one that encodes otherwise; give a run that "
-            f"trained {name} on them too"
+            f"the run's VAE must encode as that of {base} does, whose {name} stays, but it encodes otherwise; give a "
+            f"run that trained {name} on its latents too"
         )
 
 

@@ -88,10 +88,12 @@ def build_pool(
     }
     description = folder / "pool.json"
     found = read_description(description, "training")
+    if found is not None:
+        found = {"spread": 1.0} | found  # which pools had that do not tell
     if found not in (None, about):
         raise ValueError(
-            f"{folder} holds clips of another VAE, latent scale, seed, size, emphasis or spread; delete it to make them "
-            "anew"
+            f"{folder} holds clips of another VAE, latent scale, seed, size, emphasis or spread; delete it to make "
+            "them anew"
         )
     if found is None:
         write_description(description, about)

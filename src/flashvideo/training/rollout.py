@@ -1,4 +1,4 @@
-"""Noisy latents that the model's own sampler made, for training on what sampling will really see.
+"""Noisy latents that the model's own sampler made, for training on what sampling goes through.
 
 In training, noise is added to clean clips; in sampling, the model goes on from what it said itself, and what is wrong
 there it has never learned to put right. So a share of noisy latents are the model's own. The clip gets the noise of a
@@ -6,7 +6,9 @@ timestep further up, the sampler takes its steps down from there without gradien
 
     v* = (a x - x0) / sqrt(1 - a^2),    the v that leads from these latents x to the clip
 
-which is scheduled sampling (arXiv 1506.03099; for diffusion arXiv 2210.05147) along a sampler's own timesteps.
+which is scheduled sampling (arXiv 1506.03099; for diffusion arXiv 2210.05147) along a sampler's own timesteps. It is
+for few of them: an error of x0 counts 1 / (1 - a^2) times, as in all training of v, and near a = 1 that is much. The
+steps are taken without guidance, and by the weights in training, not their average.
 
 Shapes: latents (B, f, C, h, w), timesteps (B,).
 """
@@ -65,7 +67,7 @@ def roll_out(
 
     Args:
         clean: Latents of the clips.
-        timesteps: Where to arrive, each one that the sampler visits; at its first two the clip gets the noise itself.
+        timesteps: Where to arrive, each one that the sampler visits; at its first two the clip gets the noise alone.
         draws: Random numbers of these samples.
         predict: v of noisy latents and timesteps.
         scheduler: Whose noise schedule it is.
@@ -74,14 +76,18 @@ def roll_out(
     Returns:
         Noisy latents, as `clean`.
     """
+    # However soon these samples arrive, there are as many passes: processes that share the weights wait for each other.
+    passes = min(DEPTH, max(0, steps - 2))
     samplers = [sampler(scheduler, steps) for _ in clean]
     visited, levels = samplers[0].timesteps, samplers[0].alphas_cumprod_sqrt
-    ends = (timesteps.cpu()[:, None] == visited).int().argmax(dim=1)
+    hits = timesteps.cpu()[:, None] == visited
+    assert bool(hits.any(dim=1).all())
+    ends = hits.int().argmax(dim=1)
     starts = (ends - DEPTH).clamp(min=1).minimum(ends)
     for own, start in zip(samplers, starts.tolist(), strict=True):
         own.set_begin_index(start)
     noisy = add_noise(clean, draws.normal(clean.shape[1:]), levels[starts])
-    for depth in range(int((ends - starts).max())):
+    for depth in range(passes):
         places = (starts + depth).minimum(ends)
         v = predict(noisy, visited[places].to(clean.device))
         noise = draws.normal(clean.shape[1:])
@@ -94,4 +100,6 @@ def roll_out(
             step = own.step(v[one], visited[place], noisy[one], variance_noise=noise[one], return_dict=False)
             moved.append(step[0])
         noisy = torch.cat(moved)
+    # Weights that autocast copied here have no gradients, and must not serve the pass that learns.
+    torch.clear_autocast_cache()
     return noisy

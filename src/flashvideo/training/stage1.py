@@ -221,7 +221,10 @@ class Stage1Task:
             )
             return output.sample.float()
 
-        if phase.rollout and float(torch.rand((), generator=draws.shared)) < phase.rollout:
+        rolls = self.transformer.training and bool(
+            phase.rollout
+        )  # held-out clips are judged alike whatever the phase
+        if rolls and float(torch.rand((), generator=draws.shared)) < phase.rollout:
             noisy = roll_out(
                 latents, timesteps, draws, predict, scheduler=self.scheduler, steps=phase.sampler_steps
             )

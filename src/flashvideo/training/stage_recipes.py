@@ -24,7 +24,8 @@ class Stage1Phase(Phase):
         sampler_steps: train only at the timesteps that a sampler of so many steps visits, each drawn timestep moved to
             the nearest of them; 0 for all timesteps.
         rollout: share of steps whose noisy latents the model's own sampler made on the way down from noisier clips, so
-            that it learns to put right what it gets wrong; needs sampler_steps. Two more passes without gradients.
+            that it learns to put right what it gets wrong; but for samples at the first two timesteps, which get plain
+            noise. Needs sampler_steps, and two more passes without gradients.
         keyframes: latent frames drawn at random from each clip, at their own positions in time; 0 for all. Frames of
             one clip are much alike, so that a few of them teach almost as much as all.
         ends: share of steps whose keyframes are the first and the last latent frame, between which a motion shows most.
@@ -46,10 +47,8 @@ class Stage1Phase(Phase):
         if not 0 <= self.sampler_steps <= 1000:
             raise ValueError(f"sampler_steps must be 0 to 1000, got {self.sampler_steps}")
         _check_share("rollout", self.rollout)
-        if self.rollout and not self.sampler_steps:
-            raise ValueError(
-                f"rollout needs sampler_steps, the steps of the sampler, got {self.rollout} without them"
-            )
+        if self.rollout and self.sampler_steps < 3:
+            raise ValueError(f"rollout needs sampler_steps of at least 3, got {self.sampler_steps}")
         if self.keyframes < 0 or not 0 <= self.ends <= 1:
             raise ValueError(
                 f"keyframes must be at least 0 and ends in [0, 1], got {self.keyframes} and {self.ends}"
@@ -85,8 +84,8 @@ class Stage1Recipe(Recipe):
         preview_steps: steps of those; by default those of the start.
         clips: how many clips are rendered and encoded once, by their number of frames; each shows a whole motion.
         emphasis: how many times as often as others an attribute is drawn, such as {spinning: 3}: for what is hard.
-        spread: of places, sizes and leans in the procedural world, which no caption tells; narrow, below 1, it leaves a
-            small model less to make up its mind about.
+        spread: of places, paths, sizes and leans in the procedural world, which no caption tells; narrow, below 1, it
+            leaves a small model less to make up its mind about, and all that spins spins one way.
         vae_strips: run the VAE strip by strip, in a third of its memory.
     """
 
@@ -310,10 +309,10 @@ class Stage2Recipe(Recipe):
         check_least(self, watch_clips=1, watch_frames=1, scale=1)
         check_positive(self, "shift")
         _check_share("strength", self.strength)
-        if self.degradation and "strong" in self.degradation:
+        strong = (self.degradation or {}).get("strong")
+        if strong is not None:
             raise ValueError(
-                f"degradation.strong is for the phases to say, got {self.degradation['strong']}; give each phase its "
-                "'strong'"
+                f"degradation.strong is for the phases to say, got {strong}; give each phase its 'strong'"
             )
         self.pixel_degradation()
         _check_validation(self.data, self.validation)
@@ -339,7 +338,8 @@ class Stage2Recipe(Recipe):
     def pixel_degradation(self) -> PixelDegradation:
         """What low quality is made by."""
         factor = [self.scale, self.scale]
-        values = {"weak_factor": factor, "strong_factor": factor, **(self.degradation or {})}
+        given = {name: value for name, value in (self.degradation or {}).items() if value is not None}
+        values = {"weak_factor": factor, "strong_factor": factor, **given}
         return build(PixelDegradation, values, "degradation.").milder(self.strength)
 
     def noise_step_to_watch(self, frames: int | None = None) -> int:
