@@ -57,10 +57,10 @@ def whole_model(toy_pipeline, tmp_path) -> Path:
 
 
 def test_a_cogvideox_keeps_its_own_noise_schedule_and_hands_it_on(cogvideox, tmp_path):
-    assert torch.equal(cogvideox.table, alphas_cumprod_sqrt_table(snr_shift_scale=3.0))
+    assert torch.equal(cogvideox.scheduler.table, alphas_cumprod_sqrt_table(snr_shift_scale=3.0))
     cogvideox.save(tmp_path / "trained")
     saved = FlashVideoScheduler.from_pretrained(tmp_path / "trained" / "stage1_scheduler")
-    assert torch.equal(saved.table, cogvideox.table)
+    assert torch.equal(saved.table, cogvideox.scheduler.table)
 
 
 def test_the_text_encoder_of_a_cogvideox_is_frozen_and_not_written_again(cogvideox, tmp_path):
@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_clean_latents_weighted_by_one_over_the_noises_varia
     v = torch.randn(BATCH[0].shape, generator=torch.Generator().manual_seed(1))
 
     def forward(noisy, text, timestep, **_):
-        seen.append((noisy, cogvideox.table[timestep.long()]))
+        seen.append((noisy, cogvideox.scheduler.table[timestep.long()]))
         return SimpleNamespace(sample=v)
 
     cogvideox.transformer.forward = forward

@@ -196,7 +196,9 @@ def test_the_first_guess_is_the_clean_clip_that_v_of_pure_noise_means(stage1: St
 
     def forward(latents: torch.Tensor, text: torch.Tensor, timestep: torch.Tensor) -> SimpleNamespace:
         seen.append(timestep.item())
-        return SimpleNamespace(sample=velocity_target(clean, noise.expand(clean.shape), stage1.table[-1]))
+        return SimpleNamespace(
+            sample=velocity_target(clean, noise.expand(clean.shape), stage1.scheduler.table[-1])
+        )
 
     stage1.transformer.forward = forward
     expected = decode_latents(stage1.vae, clean, scale=stage1.vae.config.scaling_factor, clamp=True)

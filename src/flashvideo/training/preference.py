@@ -34,8 +34,8 @@ from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pairs import Pair, PairClips, find_pairs
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
-from flashvideo.training.rollout import nearest_visited, visited_table
-from flashvideo.training.stage1 import noisy_timesteps
+from flashvideo.training.rollout import visited_table
+from flashvideo.training.stage1 import draw_timesteps
 from flashvideo.training.task import fallen
 
 
@@ -64,7 +64,7 @@ class Stage1Errors:
 
     def __init__(self, recipe: PreferenceRecipe, scheduler: FlashVideoScheduler) -> None:
         self.sampler_steps = recipe.sampler_steps
-        self.table = visited_table(scheduler, self.sampler_steps) if self.sampler_steps else scheduler.table
+        self.table = visited_table(scheduler, self.sampler_steps)
 
     def __call__(
         self, network: nn.Module, point: tuple[Tensor, Tensor], clean: Tensor, text: Tensor
@@ -77,9 +77,7 @@ class Stage1Errors:
 
     def point(self, low: Tensor, phase: PreferencePhase, draws: Draws) -> tuple[Tensor, Tensor]:
         """Where a pair is compared: timesteps (B,) and noise."""
-        timesteps = noisy_timesteps(draws.stratified(), phase.density)
-        if self.sampler_steps:
-            timesteps = nearest_visited(timesteps, self.sampler_steps)
+        timesteps = draw_timesteps(draws, phase.density, self.sampler_steps)
         return timesteps, draws.normal(low.shape[1:])
 
 

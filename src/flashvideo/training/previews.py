@@ -15,6 +15,7 @@ from flashvideo.flow import guided_velocity
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.schedule import FlashVideoScheduler, guidance_scale_at
 from flashvideo.shapes import latent_shape
+from flashvideo.training.rollout import sampler
 from flashvideo.vae import decode_latents
 
 
@@ -59,9 +60,7 @@ class Previews:
         """Previews of prompts, guided against zeros for text: (B, F, 3, H, W)."""
         device = self.vae.device
         generator = torch.Generator(device).manual_seed(seed)
-        # Its own object: the sampler keeps state.
-        scheduler = FlashVideoScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device)
+        scheduler = sampler(self.scheduler, steps, device)
         latents = self._noise(len(prompts), frames, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             text = self.encode(prompts)
@@ -72,7 +71,7 @@ class Previews:
                 unconditional, conditional = output.chunk(2)
                 scale = guidance_scale_at(guidance_schedule, guidance, int(timestep), steps)
                 v = guided_velocity(conditional, unconditional, scale)
-                latents = scheduler.step(v, timestep, latents, generator=generator).prev_sample
+                latents = scheduler.step(v, timestep, latents, generator=generator, return_dict=False)[0]
             return self._decode(latents)
 
     @torch.no_grad()

@@ -27,18 +27,23 @@ DEPTH = 2
 """Steps of the sampler: from the second on it extrapolates from the step before."""
 
 
-def sampler(scheduler: FlashVideoScheduler, steps: int) -> FlashVideoScheduler:
-    """Another sampler on the same noise schedule, set to so many steps."""
+def sampler(
+    scheduler: FlashVideoScheduler, steps: int, device: torch.device | None = None
+) -> FlashVideoScheduler:
+    """Another sampler on the same noise schedule, set to so many steps: samplers keep state."""
     own = FlashVideoScheduler.from_config(scheduler.config)
-    own.set_timesteps(steps)
+    own.set_timesteps(steps, device)
     return own
 
 
 def visited_table(scheduler: FlashVideoScheduler, steps: int) -> Tensor:
     """a = sqrt(alpha_bar) by timestep, (1000,), at those that a sampler visits as it has it there.
 
-    The sampler rescales its own timesteps to end at zero, which moves them a little: by up to 0.008 in 6 steps.
+    The sampler rescales its own timesteps to end at zero, which moves them a little: by up to 0.008 in 6 steps. With
+    `steps` 0 it is the whole schedule's.
     """
+    if not steps:
+        return scheduler.table
     own = sampler(scheduler, steps)
     table = own.table.clone()
     table[own.timesteps] = own.alphas_cumprod_sqrt[:-1]
@@ -46,7 +51,9 @@ def visited_table(scheduler: FlashVideoScheduler, steps: int) -> Tensor:
 
 
 def nearest_visited(timesteps: Tensor, steps: int) -> Tensor:
-    """Moves timesteps (B,) to the nearest of those that a sampler visits in so many steps."""
+    """Moves timesteps (B,) to the nearest of those that a sampler visits in so many steps; with 0 they stay."""
+    if not steps:
+        return timesteps
     visited = sampler(FlashVideoScheduler(), steps).timesteps.to(timesteps.device)
     return visited[(timesteps[:, None] - visited).abs().argmin(dim=1)]
 

@@ -62,6 +62,11 @@ def noisy_timesteps(u: Tensor, density: float) -> Tensor:
     return (999 * (1 - u**density)).round().long()
 
 
+def draw_timesteps(draws: Draws, density: float, sampler_steps: int) -> Tensor:
+    """A step's training timesteps (B,), of a sampler's alone unless `sampler_steps` is 0."""
+    return nearest_visited(noisy_timesteps(draws.stratified(), density), sampler_steps)
+
+
 def keyframes(num_frames: int, phase: Stage1Phase, generator: torch.Generator) -> Tensor | None:
     """Positions of the latent frames that a step trains on, in order; None for all."""
     if not phase.keyframes:
@@ -84,7 +89,8 @@ class Stage1Task:
         assert start.text_encoder is not None
         self.transformer, self.vae, self.preset = start.transformer, start.vae, start.preset
         self.tokenizer, self.text_encoder = start.tokenizer, start.text_encoder
-        self.scheduler, self.table = start.scheduler, start.scheduler.table.to(device)
+        self.scheduler = start.scheduler
+        self.tables: dict[int, Tensor] = {}
         self.thrift = THRIFTS[0] if recipe.vae_strips else None
         # What was computed before has no work for VAE and text encoder but at validations.
         resting = torch.device("cpu") if recipe.precomputed else device
@@ -146,7 +152,7 @@ class Stage1Task:
         latents = clips[torch.arange(len(clips)), frame].unsqueeze(1).float()
         u = torch.rand(len(clips), generator=generator)
         timesteps = noisy_timesteps(u, self.recipe.phases[0].density)
-        a = self.table.cpu()[timesteps]
+        a = self.scheduler.table[timesteps]
         noise = torch.randn(latents.shape, generator=generator)
         return add_noise(latents, noise, a), velocity_target(latents, noise, a)
 
@@ -176,6 +182,12 @@ class Stage1Task:
             )
         self.step_clips = own_samples(recipe, phase_index, clips_per_step, self.temporal)
         return self.step_clips
+
+    def _levels(self, sampler_steps: int) -> Tensor:
+        """a by timestep (1000,), on the device."""
+        if sampler_steps not in self.tables:
+            self.tables[sampler_steps] = visited_table(self.scheduler, sampler_steps).to(self.device)
+        return self.tables[sampler_steps]
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings (B, L, D) of prompts."""
@@ -208,12 +220,8 @@ class Stage1Task:
             text = self.encode(list(prompts))
             keep = keep & torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
         text = text * keep[:, None, None]
-        timesteps = noisy_timesteps(draws.stratified(), phase.density)
-        table = self.table
-        if phase.sampler_steps:
-            timesteps = nearest_visited(timesteps, phase.sampler_steps)
-            table = visited_table(self.scheduler, phase.sampler_steps).to(self.device)
-        a = table[timesteps]
+        timesteps = draw_timesteps(draws, phase.density, phase.sampler_steps)
+        a = self._levels(phase.sampler_steps)[timesteps]
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
             output = self.transformer(
