@@ -25,7 +25,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["stage2", "stage1_resolution"])
+@pytest.mark.parametrize("name", ["stage2", "stage1_resolution", "../nano_preference_stage1"])
 def test_a_run_of_other_overrides_is_not_taken_for_this_one(studies, name: str, tmp_path: Path) -> None:
     file = studies.RECIPES / f"{name}.yaml"
     recipe = load_recipe(file, [f"output={tmp_path}"])

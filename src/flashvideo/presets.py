@@ -198,7 +198,7 @@ NANO = Preset(
         num_frames=17,
         frame_rate=8,
         num_inference_steps=6,
-        guidance_scale=1.5,
+        guidance_scale=1.0,
         guidance_schedule="constant",
         latent_scale=1.0,
         max_text_tokens=28,
@@ -208,7 +208,7 @@ NANO = Preset(
         width=640,
         num_inference_steps=4,
         guidance_scale=1.0,
-        noise_step=2,
+        noise_step=8,
         shift=2.5,
         latent_scale=1.0,
         prompt_prefix="",
@@ -253,12 +253,12 @@ class TrainedRange:
 
 TRAINED_RANGES: Mapping[str, TrainedRange] = MappingProxyType(
     {
-        # Stage I: 96x160 and 17 frames (recipes/nano_stage1_*.yaml), and sizes beside it at which readers find as much.
-        # Stage II: from the smallest crops of recipes/nano_stage2_*.yaml to the largest video of docs/real.md.
+        # Stage I: 96x160 and 1 to 49 frames (recipes/nano_stage1_*.yaml), and sizes beside it at which readers find as
+        # much. Stage II: from the smallest crops of recipes/nano_stage2_*.yaml to the largest video of docs/real.md.
         NANO.name: TrainedRange(
             preview_height=(80, 112),
             preview_width=(128, 176),
-            num_frames=(17, 17),
+            num_frames=(1, 49),
             video_height=(96, 720),
             video_width=(96, 1280),
         ),

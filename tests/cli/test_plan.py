@@ -53,10 +53,10 @@ def test_portrait_beside_a_landscape_size_is_refused(call, refusal):
 
 
 def test_what_the_model_is_not_made_for_is_warned_of(call):
-    outcome = call("plan", "--model", "nano", "--vram", "8", "--size", "1280x1280", "--frames", "33")
+    outcome = call("plan", "--model", "nano", "--vram", "8", "--size", "1280x1280", "--frames", "65")
     assert outcome.code == 0
     assert "a preview of height 320 and width 320 is outside what nano is made for" in outcome.err
-    assert "the number of frames, 33, is outside what nano is made for" in outcome.err
+    assert "the number of frames, 65, is outside what nano is made for" in outcome.err
     assert "detail of height 1280 and width 1280 is outside what nano is made for" in outcome.err
 
 

@@ -54,7 +54,7 @@ def test_a_grid_over_scenes_is_scored_costed_summed_up_and_plotted(sweep, tmp_pa
     assert run["setting"] == {
         "size": "48x32",
         "detail_steps": 1,
-        "noise_step": 2,
+        "noise_step": 8,
         "shift": 2.5,
         "detail_guidance": 1.0,
     }

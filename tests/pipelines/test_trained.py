@@ -67,7 +67,7 @@ def test_a_run_warns_of_each_before_any_work_and_once(pipeline, generator, caplo
     evaluations = []
     pipeline.stage1_transformer.register_forward_hook(lambda *_: evaluations.append(len(caplog.records)))
     with caplog.at_level(logging.WARNING):
-        nano(PROMPT, height=32, width=32, num_frames=5, generator=generator)
+        nano(PROMPT, height=32, width=32, num_frames=53, generator=generator)
     assert len(caplog.records) == 3
     assert set(evaluations) == {3}
 

@@ -1,8 +1,8 @@
 """How a model does on files of one's own, which have no prompt and no rendered truth.
 
-A video is enhanced to twice its size and compared with itself. A still is brought down by the model's factor, enhanced
-back and compared with what it was. Both also go through the VAE alone, at 640 pixels of width: Stage II cannot be
-better than its VAE.
+Videos and stills are brought down by the model's factor, enhanced back and compared with what they were; a video is
+also enhanced to twice its size and compared with itself. Both go through the VAE alone too, at 640 pixels of width:
+Stage II cannot be better than its VAE.
 
     python -m flashvideo.evaluation.own_files --output own.json --pictures DIR [--frames N] [--right-half] FILE ...
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flashvideo.evaluation.folders import PICTURE_SUFFIXES, read_picture
-from flashvideo.evaluation.metrics import downsampled_psnr, gradient_energy_ratio
+from flashvideo.evaluation.metrics import downsampled_psnr, flicker, gradient_energy_ratio, niqe
+from flashvideo.evaluation.metrics.niqe import BLOCK
 from flashvideo.evaluation.records import write_json
 from flashvideo.evaluation.suite import Record, clip_psnr, compare
 from flashvideo.evaluation.upscalers import upscale_clip
@@ -59,47 +60,58 @@ def through_vae(pipeline: FlashVideoPipeline, clip: Tensor) -> Record:
     }
 
 
-def video_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record, Tensor]:
-    """Enhance a clip to twice its size.
+def enlarged_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record, Tensor]:
+    """Enhance a clip to twice its size, which has no truth.
 
     Returns:
-        The VAE's figures and "fidelity", the PSNR of the downsampled result; frames to look at: bicubic, result.
+        "fidelity", the PSNR of the downsampled result, and NIQE and flicker of Stage II and of Lanczos; middle frames
+        to look at: Lanczos, result.
     """
     height, width = 2 * clip.shape[-2], 2 * clip.shape[-1]
-    generator = torch.Generator().manual_seed(0)
     result: Any = pipeline.stage2(
-        clip[None], height=height, width=width, generator=generator, output_type="pt"
+        clip[None], height=height, width=width, generator=_generator(), output_type="pt"
     )
-    frames = result.frames[0].float()
-    record = through_vae(pipeline, clip) | {"fidelity": downsampled_psnr(frames, clip).mean().item()}
-    middle = len(clip) // 2
-    return record, torch.stack((upscale_clip(clip, height, width, "bicubic")[middle], frames[middle]))
+    outputs = {
+        "lanczos": upscale_clip(clip, height, width, "lanczos"),
+        "stage2": result.frames[0].float(),
+    }
+    record = {"fidelity": downsampled_psnr(outputs["stage2"], clip).mean().item()}
+    for name, output in outputs.items():
+        if min(height, width) >= 2 * BLOCK:
+            record[f"{name}_niqe"] = niqe(output[::4]).nanmean().item()
+        if len(output) >= 3:
+            record[f"{name}_flicker"] = flicker(output).item()
+    return record, torch.stack([output[len(clip) // 2] for output in outputs.values()])
 
 
-def still_figures(pipeline: FlashVideoPipeline, still: Tensor) -> tuple[Record, Tensor]:
-    """Bring a still down by the model's factor and enhance it back.
+def restored_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record, Tensor]:
+    """Bring a clip down by the model's factor and enhance it back; a still as a clip in which nothing moves.
 
     Returns:
-        The VAE's figures, those of `compare` for Stage II and bicubic, and "colour_shift", the largest difference of a
-        channel's mean in 8-bit levels; frames to look at: bicubic, result, truth.
+        Figures of `compare` for Stage II and bicubic, and "colour_shift", the largest difference of a channel's mean in
+        8-bit levels; middle frames to look at: bicubic, result, truth.
     """
     scale = pipeline.preset.stage2.width // pipeline.preset.stage1.width
-    truth = fit(still, VAE_WIDTH, 16 * scale)
+    truth = fit(clip, VAE_WIDTH, 16 * scale)
     height, width = truth.shape[-2:]
     low = resize_video(truth, height // scale, width // scale)
-    generator = torch.Generator().manual_seed(0)
-    clip = low.expand(STILL_FRAMES, -1, -1, -1)
-    result: Any = pipeline.stage2(clip[None], generator=generator, output_type="pt")
+    frames = low.expand(STILL_FRAMES, -1, -1, -1) if len(low) == 1 else low
+    result: Any = pipeline.stage2(frames[None], generator=_generator(), output_type="pt")
+    restored = result.frames[0].float()
     outputs = {
-        "stage2": result.frames[0][STILL_FRAMES // 2][None].float(),
         "bicubic": upscale_clip(low, height, width, "bicubic"),
+        "stage2": restored[STILL_FRAMES // 2][None] if len(low) == 1 else restored,
     }
-    record = through_vae(pipeline, still)
+    record: Record = {}
     for name, output in outputs.items():
         record |= {f"{name}_{key}": value for key, value in compare(output, truth).items()}
         shift = (output - truth).mean(dim=(0, 2, 3)).abs().max().item()
         record[f"{name}_colour_shift"] = 127.5 * shift
-    return record, torch.cat((outputs["bicubic"], outputs["stage2"], truth))
+    return record, torch.stack([x[len(truth) // 2] for x in (*outputs.values(), truth)])
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def main() -> None:
@@ -122,17 +134,22 @@ def main() -> None:
     for path in tqdm(arguments.files):
         with torch.no_grad():
             if path.suffix.lower() in PICTURE_SUFFIXES:
-                still = read_still(path, right_half=arguments.right_half)
-                record, frames = still_figures(pipeline, still)
+                clip = read_still(path, right_half=arguments.right_half)
             else:
                 num_frames = arguments.frames or pipeline.preset.stage1.num_frames
-                record, frames = video_figures(pipeline, read_video(path, num_frames=num_frames).frames)
+                clip = read_video(path, num_frames=num_frames).frames
+            record, frames = restored_figures(pipeline, clip)
+            pictures = {path.stem: frames}
+            if path.suffix.lower() not in PICTURE_SUFFIXES:
+                figures, pictures[f"{path.stem}_enlarged"] = enlarged_figures(pipeline, clip)
+                record |= figures
+            record |= through_vae(pipeline, clip)
         records[path.name] = record
         write_json(arguments.output, records)
         if arguments.pictures:
             arguments.pictures.mkdir(parents=True, exist_ok=True)
-            sheet = contact_sheet(frames, columns=len(frames))
-            save_image(arguments.pictures / f"{path.stem}.png", sheet)
+            for name, frames in pictures.items():
+                save_image(arguments.pictures / f"{name}.png", contact_sheet(frames, columns=len(frames)))
         print(path.name, " ".join(f"{name}={value:.3f}" for name, value in record.items()))
 
 
