@@ -133,14 +133,15 @@ def main() -> None:
     records = {}
     for path in tqdm(arguments.files):
         with torch.no_grad():
-            if path.suffix.lower() in PICTURE_SUFFIXES:
+            is_still = path.suffix.lower() in PICTURE_SUFFIXES
+            if is_still:
                 clip = read_still(path, right_half=arguments.right_half)
             else:
                 num_frames = arguments.frames or pipeline.preset.stage1.num_frames
                 clip = read_video(path, num_frames=num_frames).frames
             record, frames = restored_figures(pipeline, clip)
             pictures = {path.stem: frames}
-            if path.suffix.lower() not in PICTURE_SUFFIXES:
+            if not is_still:
                 figures, pictures[f"{path.stem}_enlarged"] = enlarged_figures(pipeline, clip)
                 record |= figures
             record |= through_vae(pipeline, clip)
