@@ -179,6 +179,41 @@ def test_a_table_that_is_not_right_is_one_sentence(tmp_path, name, text, expecte
     assert expected in str(caught.value)
 
 
+def scored(path, least):
+    entries = list_source(
+        ClipSource(path=str(path), least_score=least), cache=FileCache(), progress=False
+    ).entries
+    return [entry.caption for entry in entries]
+
+
+def test_of_a_table_with_scores_the_better_rows_can_be_taken(tmp_path):
+    for name, text in (
+        ("t.csv", "path,caption,score\na.mp4,a,4.5\nb.mp4,b,3\nc.mp4,c,5\n"),
+        ("t.jsonl", '{"path": "a", "text": "a", "score": 9}\n{"path": "b", "text": "b", "score": 2.5}\n'),
+    ):
+        (tmp_path / name).write_text(text)
+    assert scored(tmp_path / "t.csv", 4.5) == ["a", "c"]
+    assert scored(tmp_path / "t.jsonl", 4.5) == ["a"]
+    assert scored(tmp_path / "t.csv", None) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("t.csv", "path,caption,score\na.mp4,a,6\nb.mp4,b,\n", "row 2 of .* has no score"),
+        ("t.csv", "path,caption\na.mp4,a\n", "row 1 of .* has no score"),
+        ("t.csv", "path,caption,score\na.mp4,a,good\n", "must have a number as score, got 'good'"),
+        ("t.csv", "path,caption,score\na.mp4,a,4\n", "must have scores of at least 5, got 4 at most"),
+        ("a.mp4", "any", "least_score is for a table"),
+    ],
+)
+def test_scores_that_are_not_there_are_one_sentence(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    path = tmp_path if name == "a.mp4" else tmp_path / name
+    with pytest.raises(ValueError, match=expected):
+        scored(path, 5.0)
+
+
 # --- Tar shards -------------------------------------------------------------------------------------------------------
 
 

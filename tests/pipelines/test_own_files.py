@@ -70,3 +70,11 @@ def test_a_perfect_upscaler_has_no_colour_shift_and_a_brighter_one_has(pipeline,
         record, _ = own_files.restored_figures(pipeline, still)
     assert record["bicubic_colour_shift"] == pytest.approx(0, abs=1e-3)
     assert record["stage2_colour_shift"] == pytest.approx(0.2 * 127.5, abs=1e-2)
+
+
+def test_a_small_clip_is_not_enlarged_before_it_is_brought_down(pipeline, monkeypatch):
+    monkeypatch.setattr(own_files, "VAE_WIDTH", 640)
+    multiple = 16 * pipeline.preset.stage2.width // pipeline.preset.stage1.width
+    with torch.no_grad():
+        _, pictures = own_files.restored_figures(pipeline, torch.zeros(1, 3, multiple, 2 * multiple + 1))
+    assert pictures.shape[-2:] == (multiple, 2 * multiple)

@@ -134,13 +134,15 @@ def add_recipe(parser: argparse.ArgumentParser, which: str) -> None:
     )
 
 
-def add_seed(parser: argparse._ActionsContainer) -> None:
+def add_seed(parser: argparse._ActionsContainer, *, default: int | None = None) -> None:
     """Adds `--seed`."""
+    shown = "another one each time, which is reported" if default is None else default
     parser.add_argument(
         "--seed",
         type=whole_number(least=0, most=MAX_SEED),
+        default=default,
         metavar="N",
-        help="source of all randomness (default: another one each time, which is reported)",
+        help=f"source of all randomness (default: {shown})",
     )
 
 

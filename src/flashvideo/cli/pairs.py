@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="samples of each prompt (default: 4)",
     )
-    shared.add_seed(parser)
+    shared.add_seed(parser, default=0)
     shared.add_model_options(parser)
     shared.add_common(parser)
     parser.set_defaults(run=run, text_cache=None)
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> Result:
                 arguments.output,
                 stage=f"stage{arguments.stage}",
                 count=arguments.candidates,
-                seed=arguments.seed or 0,
+                seed=arguments.seed,
                 about=_about(arguments, pipeline),
             )
     scores = [read_scores(path) for path in files]

@@ -1,8 +1,8 @@
 """How a model does on files of one's own, which have no prompt and no rendered truth.
 
-Videos and stills are brought down by the model's factor, enhanced back and compared with what they were; a video is
-also enhanced to twice its size and compared with itself. Both go through the VAE alone too, at 640 pixels of width:
-Stage II cannot be better than its VAE.
+Videos and stills of at most 640 pixels of width are brought down by the model's factor, enhanced back and compared with
+what they were; a video is also enhanced to twice its size and compared with itself. Both go through the VAE alone too,
+at 640 pixels of width: Stage II cannot be better than its VAE.
 
     python -m flashvideo.evaluation.own_files --output own.json --pictures DIR [--frames N] [--right-half] FILE ...
 
@@ -85,14 +85,18 @@ def enlarged_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record
 
 
 def restored_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record, Tensor]:
-    """Bring a clip down by the model's factor and enhance it back; a still as a clip in which nothing moves.
+    """Bring a clip, which is not enlarged before, down by the model's factor and enhance it back.
+
+    A still is enhanced as a clip in which nothing moves.
 
     Returns:
         Figures of `compare` for Stage II and bicubic, and "colour_shift", the largest difference of a channel's mean in
         8-bit levels; middle frames to look at: bicubic, result, truth.
     """
     scale = pipeline.preset.stage2.width // pipeline.preset.stage1.width
-    truth = fit(clip, VAE_WIDTH, 16 * scale)
+    multiple = 16 * scale
+    own_width = max(1, clip.shape[-1] // multiple) * multiple
+    truth = fit(clip, VAE_WIDTH if clip.shape[-1] >= VAE_WIDTH else own_width, multiple)
     height, width = truth.shape[-2:]
     low = resize_video(truth, height // scale, width // scale)
     frames = low.expand(STILL_FRAMES, -1, -1, -1) if len(low) == 1 else low

@@ -24,7 +24,7 @@ from flashvideo.training.weights import FIGURES
 logger = logging.getLogger(__name__)
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-BESIDES = (CARD, "curve.csv", "curve.png", "validation.png", "guess.png")
+BESIDES = (CARD, "curve.csv", "validation.png", "guess.png")
 """What goes to the hub beside the folders of weights; the last two show held-out clips and what was made of them."""
 
 WHAT = {
@@ -81,12 +81,11 @@ def describe(output: Path, recipe: Recipe, progress: Progress, device: torch.dev
     ]
     licence = "" if base == "nano" else "\nThe licence is for you to choose; that of the base may bind you.\n"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if name != "step")
-    picture = "\n![Training curve](curve.png)\n" if (output / "curve.png").exists() else ""
     card = ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {output.resolve().name}\n\n"
         f"A {WHAT.get(recipe.task, recipe.task)}, trained with `flashvideo train`.\n\n"
         + "".join(f"- {fact}\n" for fact in facts)
-        + f"{licence}\n## Validation\n\n| figure | value |\n| --- | --- |\n{rows}\n{picture}\n"
+        + f"{licence}\n## Validation\n\n| figure | value |\n| --- | --- |\n{rows}\n\n"
         + f"## Recipe\n\n```yaml\n{_public_recipe(output)}```\n"
     )
     write_durably(output / (CARD + PARTIAL), str(card))

@@ -263,8 +263,9 @@ class ClipDataset(Dataset[ClipSample]):
         for is_image, wanted, word in ((False, share < 1, "video"), (True, share > 0, "picture")):
             if wanted and is_image not in kinds:
                 raise ValueError(
-                    f"no {word} can be used, but image_share {share:g} asks for some: {len(self.skipped)} clips were "
-                    f"left out for what they are, {num_unwanted} for the share{first}"
+                    f"no {word} can be used, but image_share {share:g}, in a recipe the share of 1 among a phase's "
+                    f"lengths, asks for some; add some, or ask for none: {len(self.skipped)} clips were left out for "
+                    f"what they are, {num_unwanted} for the share{first}"
                 )
 
     def _sample(

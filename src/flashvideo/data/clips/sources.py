@@ -27,11 +27,14 @@ class ClipSource:
             `shards/{000..012}.tar`, or a folder of them. A path, or a URL such as `s3://bucket/clips`.
         weight: How many times as often as clips of weight 1 each of its clips is seen.
         name: What to call it; its path if empty.
+        least_score: Of a table with the column `score`, take the rows of at least this score: fine-tuning on a curated
+            list, the paper's preference alignment (section 3.2).
     """
 
     path: str
     weight: float = 1.0
     name: str = ""
+    least_score: float | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -61,7 +64,12 @@ def list_source(source: ClipSource, *, cache: FileCache, progress: bool = True) 
             f"{url} is a compressed tar file, in which no sample can be reached alone; unpack it to a .tar"
         )
     if suffix_of(url) in TABLE_SUFFIXES:
-        return list_table(url, source=name)
+        return list_table(url, source=name, least_score=source.least_score)
+    if source.least_score is not None:
+        raise ValueError(
+            f"least_score is for a table ({', '.join(TABLE_SUFFIXES)}) with the column 'score', got {url}; drop it, or "
+            "list the clips in a table"
+        )
     if suffix_of(url) == ".tar":
         shards = find_shards(url)
         return list_shards(shards, root=shards_root(url), source=name, cache=cache, progress=progress)

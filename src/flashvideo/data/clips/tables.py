@@ -1,7 +1,8 @@
 """Clips listed in a table: CSV, JSON lines or Parquet, one clip a row.
 
 Columns: `path` (or `file_name`), relative to the table's folder, an absolute path or a URL; `caption` (or `text`);
-`start` and `end` in seconds, if a row is a part of a video. Others are left alone.
+`start` and `end` in seconds, if a row is a part of a video; `score`, a person's or a network's judgement, where only
+the better rows are wanted. Others are left alone.
 """
 
 import csv
@@ -25,18 +26,20 @@ from flashvideo.data.clips.files import ClipFile, file_system, full_url
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 PATH_KEYS = ("path", "file_name")
-USED_COLUMNS = (*PATH_KEYS, *CAPTION_KEYS, "start", "end")
+USED_COLUMNS = (*PATH_KEYS, *CAPTION_KEYS, "start", "end", "score")
 
 
-def list_table(url: str, *, source: str) -> Listing:
+def list_table(url: str, *, source: str, least_score: float | None = None) -> Listing:
     """Lists the clips of a table; whether their files are there is not looked at.
 
     Args:
         url: Path or URL of the table.
         source: Name of the source.
+        least_score: Rows of a lower score are left out.
 
     Raises:
-        ValueError: If the table cannot be read, lacks a column, or a row has no path or a wrong time.
+        ValueError: If the table cannot be read, lacks a column, a row has no path, a wrong time or no score where one
+            is asked for, or no row's score is high enough.
         ImportError: If it is a Parquet file and pyarrow is not installed.
     """
     system, path = file_system(url)
@@ -50,10 +53,25 @@ def list_table(url: str, *, source: str) -> Listing:
                 f"{url} must have a column {keys[0]!r} (or {keys[1]!r}), got the columns {found}; rename one"
             )
     folder = posixpath.dirname(full_url(system, path))
-    entries = [
-        _entry(row, f"row {number} of {url}", folder, source) for number, row in enumerate(rows, start=1)
-    ]
-    return Listing(entries=entries, problems={})
+    named = [(row, f"row {number} of {url}") for number, row in enumerate(rows, start=1)]
+    if least_score is not None:
+        scores = [_number(row, "score", math.nan, where, expected="a number") for row, where in named]
+        _check_scores(url, scores, least_score)
+        named = [pair for pair, score in zip(named, scores, strict=True) if score >= least_score]
+    return Listing(entries=[_entry(row, where, folder, source) for row, where in named], problems={})
+
+
+def _check_scores(url: str, scores: list[float], least: float) -> None:
+    missing = [number for number, score in enumerate(scores, start=1) if math.isnan(score)]
+    if missing:
+        raise ValueError(
+            f"row {missing[0]} of {url} has no score, expected one in each row, of which those below {least:g} are "
+            "left out; fill in the column 'score', or drop least_score"
+        )
+    if scores and max(scores) < least:
+        raise ValueError(
+            f"{url} must have scores of at least {least:g}, got {max(scores):g} at most; lower least_score"
+        )
 
 
 def _read(url: str, system: Any, path: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -109,7 +127,7 @@ def _entry(row: dict[str, Any], where: str, folder: str, source: str) -> ClipEnt
     path = next((str(row[key]) for key in PATH_KEYS if row.get(key)), "")
     if not path:
         raise ValueError(f"{where} has no path, expected the name of a video or picture; fill it in")
-    start, end = _seconds(row, "start", 0.0, where), _seconds(row, "end", math.inf, where)
+    start, end = _number(row, "start", 0.0, where), _number(row, "end", math.inf, where)
     if not 0 <= start < end:
         raise ValueError(f"{where} must have 0 <= start < end, got start {start:g} and end {end:g}")
     url = path if "://" in path else posixpath.join(folder, path)
@@ -127,12 +145,14 @@ def _entry(row: dict[str, Any], where: str, folder: str, source: str) -> ClipEnt
     )
 
 
-def _seconds(row: dict[str, Any], key: str, default: float, where: str) -> float:
+def _number(
+    row: dict[str, Any], key: str, default: float, where: str, *, expected: str = "a number of seconds"
+) -> float:
     value = row.get(key)
     if value is None or value == "":
         return default
     try:
-        seconds = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{where} must have a number of seconds as {key}, got {value!r}") from None
-    return default if math.isnan(seconds) else seconds  # how tables often write "not given"
+        raise ValueError(f"{where} must have {expected} as {key}, got {value!r}") from None
+    return default if math.isnan(number) else number  # how tables often write "not given"
