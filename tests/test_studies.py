@@ -40,3 +40,35 @@ def test_degraded_inputs_are_as_bad_as_the_recipe_says(studies) -> None:
     options = {"size": (32, 48), "scale": 4, "degraded": True}
     mild, strong = (studies.stage2_inputs(2, **options, strength=strength)[0] for strength in (0.0, 1.0))
     assert not mild.equal(strong)
+
+
+def test_runs_from_other_weights_are_not_taken_for_these(studies, tmp_path: Path) -> None:
+    model, output = tmp_path / "model", tmp_path / "output"
+    for folder in (model, output):
+        folder.mkdir()
+    (model / "weights.safetensors").write_bytes(b"one")
+    studies.check_model(output, model)
+    studies.check_model(output, model)
+    (model / "weights.safetensors").write_bytes(b"another")
+    with pytest.raises(SystemExit, match="holds runs from other weights than those of"):
+        studies.check_model(output, model)
+
+
+def test_tables_have_what_was_measured_and_differences_of_the_same_clips(studies, capsys) -> None:
+    studies.print_tables(
+        {
+            "none": [
+                {"8x8 ours psnr": 1.0, "8x8 bicubic psnr": 9.0},
+                {"8x8 ours psnr": 3.0, "8x8 bicubic psnr": 9.0},
+            ],
+            "pixel": [
+                {"8x8 ours psnr": 2.0, "8x8 bicubic psnr": 9.0},
+                {"8x8 ours psnr": 4.0, "8x8 bicubic psnr": 9.0},
+            ],
+        }
+    )
+    rows = capsys.readouterr().out.splitlines()
+    assert "| none | 8x8 | 2 (1 to 3) |" in rows
+    assert "| bicubic | 8x8 | 9 (9 to 9) |" in rows
+    assert "| pixel less none | 8x8 | 1 (1 to 1) |" in rows
+    assert not any("bicubic less" in row for row in rows)

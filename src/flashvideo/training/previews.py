@@ -57,20 +57,22 @@ class Previews:
         guidance_schedule: str = "constant",
         seed: int = 0,
     ) -> Tensor:
-        """Previews of prompts, guided against zeros for text: (B, F, 3, H, W)."""
+        """Previews of prompts (B, F, 3, H, W), guided against zeros for text unless the guidance is a constant 1."""
         device = self.vae.device
         generator = torch.Generator(device).manual_seed(seed)
         scheduler = sampler(self.scheduler, steps, device)
         latents = self._noise(len(prompts), frames, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             text = self.encode(prompts)
-            both = torch.cat((torch.zeros_like(text), text))
+            is_guided = guidance != 1 or guidance_schedule != "constant"
+            texts = torch.cat((torch.zeros_like(text), text)) if is_guided else text
             for timestep in scheduler.timesteps:
-                times = timestep.float().expand(2 * len(prompts))
-                output = self.transformer(latents.repeat(2, 1, 1, 1, 1), both, times).sample.float()
-                unconditional, conditional = output.chunk(2)
-                scale = guidance_scale_at(guidance_schedule, guidance, int(timestep), steps)
-                v = guided_velocity(conditional, unconditional, scale)
+                batch = latents.repeat(len(texts) // len(latents), 1, 1, 1, 1)
+                v = self.transformer(batch, texts, timestep.float().expand(len(texts))).sample.float()
+                if is_guided:
+                    unconditional, conditional = v.chunk(2)
+                    scale = guidance_scale_at(guidance_schedule, guidance, int(timestep), steps)
+                    v = guided_velocity(conditional, unconditional, scale)
                 latents = scheduler.step(v, timestep, latents, generator=generator, return_dict=False)[0]
             return self._decode(latents)
 

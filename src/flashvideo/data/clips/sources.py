@@ -28,7 +28,7 @@ class ClipSource:
         weight: How many times as often as clips of weight 1 each of its clips is seen.
         name: What to call it; its path if empty.
         least_score: Of a table with the column `score`, take the rows of at least this score: fine-tuning on a curated
-            list, the paper's preference alignment (section 3.2).
+            list, the paper's preference alignment (Table 7).
     """
 
     path: str
