@@ -6,8 +6,13 @@ import torch
 
 from flashvideo.data.captions import caption, full_caption
 from flashvideo.data.shapes_world import render, sample_scene
-from flashvideo.evaluation.attributes import AGREEMENTS, agreement_with_prompt, expected_words
-from flashvideo.evaluation.readers import NOTHING, read_pan
+from flashvideo.evaluation.attributes import (
+    AGREEMENTS,
+    agreement_with_prompt,
+    expected_words,
+    outline_margin_to_prompt,
+)
+from flashvideo.evaluation.readers import NOTHING, outline_margin, read_pan
 
 
 def _clip(scene) -> torch.Tensor:
@@ -64,6 +69,15 @@ def test_two_objects_and_their_relation_are_read_from_rendered_scenes():
         relations.add(scene.relation)
     assert np.mean(right) >= 0.97  # 299 scenes of 300 have all right
     assert relations == {"left of", "above", "behind"}
+
+
+def test_an_outlines_margin_is_of_prompts_with_a_shape_and_one_object():
+    scene = sample_scene(3, second_object=0.0)
+    clip = _clip(scene)
+    assert outline_margin_to_prompt(clip, full_caption(scene)) == outline_margin(clip, scene.things[0].shape)
+    assert outline_margin_to_prompt(clip, "a cat on a sofa") is None
+    two = next(s for s in map(sample_scene, range(50)) if len(s.things) == 2)
+    assert outline_margin_to_prompt(clip, full_caption(two)) is None
 
 
 def test_the_camera_is_read_from_rendered_scenes():

@@ -8,7 +8,7 @@ import torch
 
 from flashvideo.data.backgrounds import paint
 from flashvideo.data.shapes_world import render, sample_scene
-from flashvideo.evaluation.readers import NOTHING, agreement, read_clip
+from flashvideo.evaluation.readers import NOTHING, agreement, outline_margin, read_clip
 from flashvideo.video import read_video, write_video
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
@@ -16,6 +16,11 @@ ATTRIBUTES = ("color", "shape", "motion", "background")
 
 def _scenes(count: int, first: int) -> list:
     return [sample_scene(first + i, held_out=i % 2 == 0, second_object=0.0, pan=0.0) for i in range(count)]
+
+
+def _coarse(clip: torch.Tensor) -> torch.Tensor:
+    """The clip with pixels of 6x6."""
+    return torch.nn.functional.avg_pool2d(clip, 6).repeat_interleave(6, -1).repeat_interleave(6, -2)
 
 
 def _rates(clips: list[torch.Tensor], scenes: list) -> dict[str, float]:
@@ -55,6 +60,22 @@ def test_an_empty_background_shows_no_object() -> None:
     reading = read_clip(clip)
     assert reading.background == "grass"
     assert {reading.color, reading.shape, reading.motion} == {NOTHING}
+
+
+def test_an_outlines_margin_is_above_zero_where_its_shape_is_read_and_smaller_on_a_blurred_one() -> None:
+    for scene in _scenes(6, 300):
+        clip = torch.from_numpy(render(scene, height=96, width=160))
+        shape = scene.things[0].shape
+        margin, other = outline_margin(clip, shape), "ball" if shape != "ball" else "star"
+        assert (margin > 0) == (read_clip(clip).shape == shape)
+        assert outline_margin(clip, other) <= -margin
+        assert outline_margin(_coarse(clip), shape) < margin
+
+
+def test_an_empty_background_has_no_outline() -> None:
+    rng = np.random.default_rng(0)
+    clip = torch.full((3, 3, 96, 160), 0.0) + torch.from_numpy(rng.normal(0, 0.01, (3, 3, 96, 160)))
+    assert outline_margin(clip.float(), "star") == -1
 
 
 def test_a_still_object_is_not_read_as_any_motion() -> None:

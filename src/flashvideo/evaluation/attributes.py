@@ -22,7 +22,14 @@ from flashvideo.data.captions import (
     vocabulary,
 )
 from flashvideo.data.shapes_world import COLORS, RELATIONS
-from flashvideo.evaluation.readers import LEAST_FRAMES, ThingReading, read_clip, read_pan, read_things
+from flashvideo.evaluation.readers import (
+    LEAST_FRAMES,
+    ThingReading,
+    outline_margin,
+    read_clip,
+    read_pan,
+    read_things,
+)
 
 Agreement = Mapping[str, bool]
 """Whether the video agrees with its prompt, by the name of each dimension that the prompt speaks of."""
@@ -149,6 +156,22 @@ def agreement_with_prompt(clip: Tensor, prompt: str) -> Agreement:
     if expected.motion is not None and len(clip) >= LEAST_FRAMES:
         found["motion"] = reading.motion == expected.motion
     return found | ({"all_attributes": all(found.values())} if found else {})
+
+
+def outline_margin_to_prompt(clip: Tensor, prompt: str) -> float | None:
+    """How much better the outline of the prompt's shape fits the object than any other does.
+
+    Args:
+        clip: (F, 3, H, W) in [-1, 1].
+        prompt: The prompt.
+
+    Returns:
+        As `outline_margin`; None for a prompt that has no shape, or two objects.
+    """
+    expected = expected_words(prompt)
+    if expected is None or expected.relation is not None or expected.things[0].shape is None:
+        return None
+    return outline_margin(clip, expected.things[0].shape)
 
 
 def _agreement_of_two(things: Sequence[ThingReading], expected: Expected) -> dict[str, bool]:

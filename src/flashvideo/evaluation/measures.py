@@ -17,7 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flashvideo.evaluation.attributes import AGREEMENTS, Agreement, agreement_with_prompt
+from flashvideo.evaluation.attributes import (
+    AGREEMENTS,
+    Agreement,
+    agreement_with_prompt,
+    outline_margin_to_prompt,
+)
 from flashvideo.evaluation.metrics import (
     OCTAVES,
     band_energy,
@@ -256,6 +261,10 @@ def _own_warping(subject: Subject) -> float | None:
     return warping(subject) if subject.reference is None else None
 
 
+def _outline_margin(subject: Subject) -> float | None:
+    return None if subject.prompt is None else outline_margin_to_prompt(subject.frames, subject.prompt)
+
+
 def _read(name: str) -> Callable[[Subject], float | None]:
     def compute(subject: Subject) -> float | None:
         found = subject.agreement.get(name)
@@ -369,6 +378,13 @@ MEASURES: tuple[Measure, ...] = (
     *(
         Measure(name=name, label=label, better="higher", needs="prompt", is_share=True, compute=_read(name))
         for name, label in AGREEMENTS.items()
+    ),
+    Measure(
+        name="outline_margin",
+        label="margin of the shape's outline",
+        better="higher",
+        needs="prompt",
+        compute=_outline_margin,
     ),
 )
 """All that is computed without a network's weights."""

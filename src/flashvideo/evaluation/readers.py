@@ -57,13 +57,40 @@ def read_clip(clip: Tensor) -> ClipReading:
     Raises:
         ValueError: if the clip does not have that shape.
     """
-    rgb = _small(clip)
-    hue, saturation, value = _to_hsv(rgb)
-    background = read_background(rgb)
-    color, masks = read_color(hue, saturation, value, background)
+    background, color, masks = _find_object(clip)
     if color == NOTHING:
         return ClipReading(color=NOTHING, shape=NOTHING, motion=NOTHING, background=background)
     return ClipReading(color=color, shape=read_shape(masks), motion=read_motion(masks), background=background)
+
+
+def outline_margin(clip: Tensor, shape: str) -> float:
+    """How much better a shape fits the one object's outline than any other does, by intersection over union.
+
+    It grades what `read_clip` only calls right or wrong, and is above 0 where that reads the shape.
+
+    Args:
+        clip: (F, 3, H, W) in [-1, 1], any size of the world's aspect.
+        shape: Of `SHAPES`.
+
+    Returns:
+        A number in [-1, 1]; -1 where there is no object.
+
+    Raises:
+        ValueError: if the clip does not have that shape.
+    """
+    _, color, masks = _find_object(clip)
+    fits = _shape_fits(masks) if color != NOTHING else None
+    if fits is None:
+        return -1.0
+    return fits[shape] - max(fit for other, fit in fits.items() if other != shape)
+
+
+def _find_object(clip: Tensor) -> tuple[str, str, Array]:
+    """Background, and colour and masks (F, H, W) of the one object."""
+    rgb = _small(clip)
+    hue, saturation, value = _to_hsv(rgb)
+    background = read_background(rgb)
+    return background, *read_color(hue, saturation, value, background)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +321,15 @@ def _templates() -> tuple[Array, Array]:
 
 
 def read_shape(masks: Array) -> str:
-    """The shape whose outline fits best over the clip, by intersection over union; masks (F, H, W)."""
+    """The shape whose outline fits best over the clip; masks (F, H, W)."""
+    fits = _shape_fits(masks)
+    if fits is None or max(fits.values()) < 0.6:
+        return NOTHING
+    return max(fits, key=lambda shape: fits[shape])
+
+
+def _shape_fits(masks: Array) -> dict[str, float] | None:
+    """Intersection over union of each shape, turned as it fits best, with the outline, mean over the clip."""
     templates, labels = _templates()
     total, count = np.zeros(len(SHAPES)), 0
     for mask in masks[:: max(1, len(masks) // 8)]:
@@ -305,9 +340,7 @@ def read_shape(masks: Array) -> str:
         overlap = np.minimum(templates, flat).sum(1) / np.maximum(templates, flat).sum(1)
         total += [overlap[labels == i].max() for i in range(len(SHAPES))]
         count += 1
-    if count == 0 or total.max() / count < 0.6:
-        return NOTHING
-    return SHAPES[int(total.argmax())]
+    return dict(zip(SHAPES, (total / count).tolist(), strict=True)) if count else None
 
 
 def _signature(mask: Array) -> Array | None:

@@ -270,7 +270,7 @@ class Stage1Task:
                 losses.append(float(self.loss((clips, prompts), len(self.recipe.phases) - 1, draws)[0]))
         if self.recipe.prompts:
             frames = max(frames for frames, *_ in self.recipe.shapes(len(self.recipe.phases) - 1))
-            clips = [self._sample([prompt], frames) for prompt in self.recipe.prompts]
+            clips = [self._sample(prompt, frames) for prompt in self.recipe.prompts]
             _write_sheet(folder / "validation.png", torch.cat(clips))
         return {"held_out_loss": float(np.mean(losses))}
 
@@ -278,22 +278,23 @@ class Stage1Task:
         """What share of held-out prompts' attributes the readers find in the previews."""
         scenes = held_out_scenes(count)
         prompts = [full_caption(s) for s in scenes]
-        clips = self._sample(prompts, NUM_FRAMES)
+        clips = torch.cat([self._sample(prompt, NUM_FRAMES, seed=i) for i, prompt in enumerate(prompts)])
         found = [agreement(read_clip(clip), scene) for clip, scene in zip(clips, scenes, strict=True)]
         _write_sheet(folder / "validation.png", clips[:16])
         _write_sheet(folder / "guess.png", self.previews.guess(prompts[:16], frames=NUM_FRAMES))
         values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
         return values | {"all": float(np.mean([all(f.values()) for f in found]))}
 
-    def _sample(self, prompts: Sequence[str], frames: int) -> Tensor:
-        """Previews (B, F, 3, H, W) by the preset's own settings."""
+    def _sample(self, prompt: str, frames: int, seed: int = 0) -> Tensor:
+        """A preview (1, F, 3, H, W) by the preset's own settings."""
         numbers = self.preset.stage1
         return self.previews.sample(
-            prompts,
+            [prompt],
             steps=self.recipe.preview_steps or numbers.num_inference_steps,
             guidance=numbers.guidance_scale,
             guidance_schedule=numbers.guidance_schedule,
             frames=frames,
+            seed=seed,
         )
 
     def score(self, values: Mapping[str, float]) -> float:
