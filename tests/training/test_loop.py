@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -170,8 +171,27 @@ def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_secret(toy, tmp_pat
     recipe = toy.recipe(tmp_path, phases=(_phase(1),))
     toy.run(recipe)
     (tmp_path / "checkpoints/step_00000001/checkpoint.json").write_text("{")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole; delete the folder to start anew"):
-        toy.run(recipe, resume=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* is whole; put a whole copy of one there"):
+            toy.run(recipe, resume=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "state.pt"])
+def test_a_disk_that_is_away_for_a_moment_damages_no_checkpoint(toy, tmp_path, monkeypatch, name) -> None:
+    recipe = toy.recipe(tmp_path, phases=(_phase(1),))
+    toy.run(recipe)
+    opened = Path.open
+
+    def away(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", away)
+        with pytest.raises(OSError, match="Input/output error"):
+            toy.run(recipe, resume=True)
+    assert toy.run(recipe, resume=True).finished
 
 
 def test_an_output_with_checkpoints_is_not_overwritten(toy, tmp_path) -> None:

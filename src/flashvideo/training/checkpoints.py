@@ -158,11 +158,12 @@ class Checkpoints:
             Its folder and progress; None if there is no checkpoint.
 
         Raises:
-            ValueError: if there are some, but none is whole.
+            ValueError: if there are some, or were, but none is whole.
+            OSError: if one cannot be read for a reason that tells nothing of it, such as a disk that is away.
         """
         found: list[Any] = [self._newest() if self.accelerator.is_main_process else None]
         broadcast_object_list(found)
-        if isinstance(found[0], ValueError):
+        if isinstance(found[0], Exception):
             raise found[0]
         if found[0] is None:
             return None
@@ -192,17 +193,22 @@ class Checkpoints:
                 "resume with the recipe that it was made by"
             ) from error
 
-    def _newest(self) -> str | ValueError | None:
-        """Name of the newest whole checkpoint; an error if all are damaged."""
-        checkpoints = self.all()
-        for path in reversed(checkpoints):
-            fault = find_fault(path)
+    def _newest(self) -> str | ValueError | OSError | None:
+        """Name of the newest whole checkpoint, or what all processes are to raise."""
+        for path in reversed(self.all()):
+            try:
+                fault = find_fault(path)
+            except OSError as error:
+                return error
             if fault is None:
                 return path.name
             logger.warning("%s is damaged (%s) and is set aside; the one before is tried", path, fault)
             os.replace(path, path.with_name(path.name + DAMAGED))
-        if checkpoints:
-            return ValueError(f"no checkpoint in {self.folder} is whole; delete the folder to start anew")
+        if any(self.folder.glob(f"step_*{DAMAGED}")):  # set aside now or by an earlier resume
+            return ValueError(
+                f"no checkpoint in {self.folder} is whole; put a whole copy of one there to go on, or delete "
+                f"{self.folder.parent} or choose another output to train anew"
+            )
         return None
 
     def referenced_steps(self) -> set[int]:
@@ -221,16 +227,23 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint's folder; None if all files are there and are as they were written."""
+    """What is wrong with a checkpoint's folder; None if all files are there and are as they were written.
+
+    Raises:
+        OSError: if a file that is there cannot be read, which does not show that it is damaged.
+    """
     try:
         manifest = _manifest(path)
-    except (OSError, ValueError):
-        return f"no {MANIFEST}, or one that cannot be read"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except ValueError:
+        return f"{MANIFEST} is not as it was written"
     for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.exists():
+        try:
+            found = _describe(path / name)
+        except FileNotFoundError:
             return f"{name} is missing"
-        if _describe(file) != expected:
+        if found != expected:
             return f"{name} is not as it was written"
     return None
 
