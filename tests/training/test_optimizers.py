@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKLCogVideoX
 
+from flashvideo.training.average import Average
+from flashvideo.training.checkpoints import Checkpoints, Contents, Progress
 from flashvideo.training.config import OPTIMIZERS, Phase
 from flashvideo.training.optimizers import KernelMuon, build_optimizers, check_optimizer, learning_rate
 from flashvideo.training.recipes import VAEPhase, VAERecipe
@@ -40,7 +43,7 @@ def test_muon_takes_hidden_matrices_and_kernels_only(
 def test_a_muon_step_changes_the_kernel_itself() -> None:
     kernel = torch.nn.Parameter(torch.randn(4, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
     before = kernel.detach().clone()
-    optimizer = KernelMuon([kernel], lr=0.1, weight_decay=0.0)
+    optimizer = KernelMuon([{"params": [kernel]}], lr=0.1, weight_decay=0.0)
     kernel.square().sum().backward()
     optimizer.step()
     update = (before - kernel.detach()).flatten(1)
@@ -85,6 +88,38 @@ def test_a_modules_factor_scales_its_learning_rate_also_when_resumed(
     resumed = toy.ToyTask()
     toy.run(faster, resumed, resume=True)
     assert not torch.equal(before[0], next(resumed.modules.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [({"text": 0.1}, {}), ({"text": 0.1}, {"text": 2.0}), ({}, {"transformer": 0.5})]
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_find_their_parameters_again_with_other_factors(
+    toy, tmp_path: Path, optimizer: str, before: dict[str, float], after: dict[str, float]
+) -> None:
+    recipe = toy.recipe(tmp_path, optimizer=optimizer, rate_factors=before)
+    modules = torch.nn.ModuleDict()
+    for number, name in enumerate(("transformer", "text"), 1):
+        modules[name] = torch.nn.ModuleDict(
+            {"transformer_blocks": torch.nn.ModuleDict({"ff": torch.nn.Linear(4, 4)})}
+        )
+        for parameter in modules[name].parameters():
+            parameter.grad = torch.full_like(parameter, float(number))
+    began = build_optimizers(modules, recipe)
+    for kept in began:
+        kept.step()
+    resumed = build_optimizers(modules, dataclasses.replace(recipe, rate_factors=after))
+    checkpoints = Checkpoints(tmp_path, 1, Accelerator(cpu=True), sharded=False)
+    written, read = (
+        Contents(objective=modules, optimizers=some, average=Average(modules, 0.0))
+        for some in (began, resumed)
+    )
+    checkpoints.load(checkpoints.save(written, Progress()), read)
+    for kept in resumed:
+        assert [group["factor"] for group in kept.param_groups] == [after.get(name, 1.0) for name in modules]
+        firsts = [kept.state[group["params"][0]] for group in kept.param_groups]
+        transformer, text = (next(v for v in state.values() if v.ndim).mean() for state in firsts)
+        assert 1.9 < text / transformer < 2.1
 
 
 def test_a_factor_for_an_unknown_module_is_an_error(toy, tmp_path: Path) -> None:

@@ -22,17 +22,23 @@ class KernelMuon(torch.optim.Muon):
     """Muon for parameters of any rank above one: a kernel (out, in, ...) is updated as the matrix (out, in ...).
 
     Args:
-        parameters: contiguous parameters; the optimiser updates them through views of their storage.
+        groups: contiguous parameters as "params", and options of theirs; the optimiser updates them through views of
+            their storage.
         options: of `torch.optim.Muon`.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
-        self.sources = list(parameters)
-        super().__init__([nn.Parameter(p.detach().flatten(1)) for p in self.sources], **options)
+    def __init__(self, groups: Sequence[dict[str, Any]], **options: Any) -> None:
+        self.sources: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        views = [
+            group | {"params": [nn.Parameter(p.detach().flatten(1)) for p in group["params"]]}
+            for group in groups
+        ]
+        super().__init__(views, **options)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update from the gradients of the parameters themselves."""
-        for view, source in zip(self.param_groups[0]["params"], self.sources, strict=True):
+        views = [view for group in self.param_groups for view in group["params"]]
+        for view, source in zip(views, self.sources, strict=True):
             view.grad = None if source.grad is None else source.grad.flatten(1)
         return super().step(closure)
 
@@ -82,7 +88,8 @@ def check_optimizer(recipe: Recipe, device: torch.device, *, sharded: bool) -> N
 def build_optimizers(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """The recipe's optimiser for all that is trained.
 
-    One optimiser for each kind and each of `recipe.rate_factors`, which its group holds as "factor".
+    One optimiser for each kind, with a group for each network in their order, which holds its part of the rate as
+    "factor". So moments find their parameters again when a run goes on with other factors.
 
     Args:
         modules: the trained networks by name, as children.
@@ -95,35 +102,35 @@ def build_optimizers(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Opt
     for name in recipe.rate_factors:
         if name not in trained:
             raise ValueError(f"rate_factors must name one of {', '.join(trained)}, got {name!r}")
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    kinds: dict[bool, dict[str, list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in modules.named_parameters():
         if parameter.requires_grad:
             hidden = recipe.optimizer == "muon" and is_hidden(name, parameter)
-            factor = recipe.rate_factors.get(name.partition(".")[0], 1.0)
-            groups.setdefault((hidden, factor), []).append(parameter)
-    optimizers: list[torch.optim.Optimizer] = []
-    for (hidden, factor), parameters in sorted(groups.items(), key=lambda item: item[0]):
-        optimizer = _build(parameters, recipe, hidden=hidden)
-        optimizer.param_groups[0]["factor"] = factor
-        optimizers.append(optimizer)
-    return optimizers
+            kinds[hidden].setdefault(name.partition(".")[0], []).append(parameter)
+    return [
+        _build(
+            [{"params": p, "factor": recipe.rate_factors.get(name, 1.0)} for name, p in networks.items()],
+            recipe,
+            hidden=hidden,
+        )
+        for hidden, networks in kinds.items()
+        if networks
+    ]
 
 
-def _build(parameters: list[nn.Parameter], recipe: Recipe, *, hidden: bool) -> torch.optim.Optimizer:
-    """One optimiser; the rate of its group is set at each step."""
+def _build(groups: list[dict[str, Any]], recipe: Recipe, *, hidden: bool) -> torch.optim.Optimizer:
+    """One optimiser; the rates of its groups are set at each step."""
     adam: dict[str, Any] = {"lr": 1.0, "betas": (0.9, 0.98), "weight_decay": recipe.weight_decay}
     if hidden:
-        return KernelMuon(
-            parameters, lr=1.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        return KernelMuon(groups, lr=1.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     if recipe.optimizer == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=1.0, weight_decay=recipe.weight_decay)
+        return torch.optim.Adafactor(groups, lr=1.0, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw8bit":
         import bitsandbytes
 
-        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **adam)
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **adam)
         return optimizer
-    return torch.optim.AdamW(parameters, **adam)
+    return torch.optim.AdamW(groups, **adam)
 
 
 def learning_rate(phase: Phase, step: int) -> float:
