@@ -1,7 +1,8 @@
 """A task in training: everything that a checkpoint holds, and what happens to it between steps.
 
 After each step, in this order: a row of the curve, a validation, a checkpoint. What a checkpoint counts on, rows and
-best weights of earlier steps, is on the disk before it is; what is newer is made anew after a resume.
+best weights of earlier steps, has its name before it has, so that a process killed at any moment leaves no checkpoint
+without them; what is newer is made anew after a resume. A checkpoint alone also outlasts a machine that fails.
 """
 
 from __future__ import annotations
