@@ -120,9 +120,11 @@ def test_a_models_own_samples_become_scored_candidates_and_what_is_there_is_kept
     assert first.scores[0] != first.scores[1]
     times = [path.stat().st_mtime_ns for path in files]
     files[1].unlink()
+    leftover = tmp_path / f"{files[1].name}.1-abcd.part"
+    leftover.touch()
     again = make_candidates(pipeline, ["a red ball", "a blue ball"], _brightness, tmp_path, **options)
     assert again == files and files[0].stat().st_mtime_ns == times[0]
-    assert read_candidates(files[1]).prompt == "a blue ball"
+    assert read_candidates(files[1]).prompt == "a blue ball" and not leftover.exists()
 
 
 @pytest.mark.parametrize(

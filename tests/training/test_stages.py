@@ -251,6 +251,7 @@ def test_a_pool_is_continued_and_one_of_another_vae_is_refused(
     build_pool(tmp_path, tiny_vae, **options)
     whole = load_pool(tmp_path, 4)
     (tmp_path / "00001.safetensors").unlink()
+    (tmp_path / "00001.safetensors.1-abcd.part").touch()  # of a killed process
     os.utime(tmp_path / "pool.json", (0, 0))
     build_pool(tmp_path, tiny_vae, **options)
     assert (tmp_path / "pool.json").stat().st_mtime == 0  # other processes may be reading it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -28,6 +29,12 @@ def partial_path(path: Path) -> Path:
     So none moves another's half-written file into place.
     """
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of a file under names of `partial_path`; none may be writing it now."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from flashvideo.pipelines.tensor_file import SUFFIX, open_tensors, write_tensors
+from flashvideo.pipelines.tensor_file import SUFFIX, open_tensors, remove_leftovers, write_tensors
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.training.descriptions import read_description, write_description
 from flashvideo.training.draws import sample_seed
@@ -151,6 +151,9 @@ def make_candidates(
     _describe(output, {"stage": stage, "count": count, "seed": seed, **settings, **(about or {})})
     files = [output / f"{index:06}{SUFFIX}" for index in range(len(prompts))]
     _check_prompts(output, dict(zip(files, prompts, strict=True)))
+    for path in files:
+        if not path.exists():
+            remove_leftovers(path)
     sample = _previews if stage == "stage1" else _enlargements
     for index, prompt in enumerate(tqdm(prompts, desc="candidates")):
         if not files[index].exists():
@@ -168,6 +171,7 @@ def _describe(folder: Path, about: dict[str, Any]) -> None:
             raise ValueError(
                 f"{folder} holds candidates, but no {DESCRIPTION} that tells what made them; choose another folder"
             )
+        remove_leftovers(path)
         write_description(path, about)
         return
     for name in {**about, **found}:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flashvideo.data.shapes_world import Scene, render, sample_scene
-from flashvideo.pipelines.tensor_file import write_tensors
+from flashvideo.pipelines.tensor_file import remove_leftovers, write_tensors
 from flashvideo.training.descriptions import (
     DECODES_ONLY,
     read_description,
@@ -72,8 +72,10 @@ def build_pool(
 ) -> None:
     """Render and encode `count` clips into `folder`, skipping shards that are already there.
 
+    What killed processes left of other shards is removed.
+
     Raises:
-        ValueError: if the folder holds a pool of another VAE, latent scale or settings.
+        ValueError: if the folder holds a pool of another VAE, latent scale or settings, or drawn in another way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scale = float(vae.config.scaling_factor)
@@ -95,10 +97,14 @@ def build_pool(
             f"{folder} holds clips of another VAE, latent scale, seed, size, emphasis or spread; delete it to make "
             "them anew"
         )
+    paths = [folder / f"{shard:05}.safetensors" for shard in range((count + SHARD - 1) // SHARD)]
     if found is None:
+        remove_leftovers(description)
         write_description(description, about)
-    for shard in tqdm(range((count + SHARD - 1) // SHARD), desc=f"encode {frames} frames", mininterval=5):
-        path = folder / f"{shard:05}.safetensors"
+    for path in paths:
+        if not path.exists():
+            remove_leftovers(path)
+    for shard, path in enumerate(tqdm(paths, desc=f"encode {frames} frames", mininterval=5)):
         if path.exists():
             continue
         latents = []

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo.data.clips import ClipDataset
 from flashvideo.data.clips.samples import ClipSample
-from flashvideo.pipelines.tensor_file import PARTIAL, write_tensors
+from flashvideo.pipelines.tensor_file import remove_leftovers, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored
@@ -66,8 +66,7 @@ class Extent:
         numbers = range(self.part[0], count, self.part[1])
         todo = [number for number in numbers if not stored.shard_path(folder, number).exists()]
         for number in todo:
-            for leftover in folder.glob(f"{stored.shard_path(folder, number).name}.*{PARTIAL}"):
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(stored.shard_path(folder, number))
         return todo
 
 
