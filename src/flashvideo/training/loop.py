@@ -20,7 +20,7 @@ from flashvideo.training.checkpoints import PARTIAL, put_in_place, remove_partia
 from flashvideo.training.config import Phase, Recipe
 from flashvideo.training.processes import start_processes
 from flashvideo.training.publishing import check_repository
-from flashvideo.training.recipes import recipe_text
+from flashvideo.training.recipes import RECIPE_FILE, recipe_text
 from flashvideo.training.run import Run, Wishes
 from flashvideo.training.stopping import Interrupted, StopSignals
 from flashvideo.training.task import Task
@@ -163,7 +163,7 @@ def write_recipe(recipe: Recipe, accelerator: Accelerator) -> None:
     """Leave the recipe in the output, once it is known to be that of the run there."""
     if accelerator.is_main_process:
         output = Path(recipe.output)
-        partial = output / ("recipe.yaml" + PARTIAL)
+        partial = output / (RECIPE_FILE + PARTIAL)
         write_durably(partial, recipe_text(recipe))
-        put_in_place(partial, output / "recipe.yaml")
+        put_in_place(partial, output / RECIPE_FILE)
     accelerator.wait_for_everyone()

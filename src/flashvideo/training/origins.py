@@ -20,12 +20,11 @@ from flashvideo.models.cogvideox import is_cogvideox, load_cogvideox_transformer
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.presets import Preset
 from flashvideo.training.config import Recipe
-from flashvideo.training.recipes import PreferenceRecipe, load_recipe
+from flashvideo.training.recipes import RECIPE_FILE, PreferenceRecipe, load_recipe
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import start_preset, start_vae
 
 logger = logging.getLogger(__name__)
-RECIPE = "recipe.yaml"
 
 
 def run_recipe(run: Path, part: str) -> Recipe:
@@ -43,9 +42,9 @@ def run_recipe(run: Path, part: str) -> Recipe:
         folder = folder.parents[1]
     elif folder.name == "last":
         folder = folder.parent
-    if not (folder / RECIPE).is_file():
-        raise ValueError(f"{run} must be a finished training run, got a folder without {RECIPE}")
-    recipe = load_recipe(folder / RECIPE)
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"{run} must be a finished training run, got a folder without {RECIPE_FILE}")
+    recipe = load_recipe(folder / RECIPE_FILE)
     trained = _trained(recipe)
     if trained != part:
         raise ValueError(

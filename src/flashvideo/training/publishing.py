@@ -19,11 +19,11 @@ from flashvideo import __version__
 from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.training.checkpoints import PARTIAL, Progress, put_in_place, write_durably
 from flashvideo.training.config import Recipe
+from flashvideo.training.recipes import RECIPE_FILE
 from flashvideo.training.weights import FIGURES
 
 logger = logging.getLogger(__name__)
 CARD = "README.md"
-RECIPE = "recipe.yaml"
 BESIDES = (CARD, "curve.csv", "validation.png", "guess.png")
 """What goes to the hub beside the folders of weights; the last two show held-out clips and what was made of them."""
 
@@ -94,7 +94,7 @@ def describe(output: Path, recipe: Recipe, progress: Progress, device: torch.dev
 
 def _public_recipe(output: Path) -> str:
     """The recipe in the output as others may read it."""
-    settings = yaml.safe_load((output / RECIPE).read_text())
+    settings = yaml.safe_load((output / RECIPE_FILE).read_text())
     return yaml.safe_dump(_without_folders(settings), sort_keys=False)
 
 
@@ -145,7 +145,7 @@ def push(output: Path, repository: str, parts: Sequence[str]) -> None:
         api.upload_file(
             repo_id=repository,
             path_or_fileobj=_public_recipe(output).encode(),
-            path_in_repo=RECIPE,
+            path_in_repo=RECIPE_FILE,
             commit_message="Its recipe",
         )
     except Exception as error:  # hours of training must not end in what an upload may fail by, whatever it is

@@ -18,6 +18,7 @@ from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2P
 
 __all__ = [
     "RECIPES",
+    "RECIPE_FILE",
     "PreferencePhase",
     "PreferenceRecipe",
     "Stage1Phase",
@@ -29,6 +30,9 @@ __all__ = [
     "load_recipe",
     "recipe_text",
 ]
+
+RECIPE_FILE = "recipe.yaml"
+"""In a run's output: the recipe that it was run by."""
 
 
 @dataclass(frozen=True, kw_only=True)

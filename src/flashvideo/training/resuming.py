@@ -19,7 +19,7 @@ from flashvideo.training.checkpoints import Progress
 from flashvideo.training.config import Recipe
 from flashvideo.training.processes import clips_per_step
 from flashvideo.training.reading import build
-from flashvideo.training.recipes import name_shipped
+from flashvideo.training.recipes import RECIPE_FILE, name_shipped
 
 FREE = frozenset(
     {
@@ -61,7 +61,7 @@ def check_resumed(recipe: Recipe, progress: Progress, accelerator: Accelerator) 
     Raises:
         ValueError: if something else has changed, by name.
     """
-    path = Path(recipe.output) / "recipe.yaml"
+    path = Path(recipe.output) / RECIPE_FILE
     if path.is_file():
         changed = list(_changes(_read(path, type(recipe)), recipe, progress))
         if changed:

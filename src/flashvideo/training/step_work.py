@@ -37,6 +37,7 @@ _FEW = 2
 """Blocks that are run, and once one more: the difference is what each further block takes."""
 
 _TERMS = ("contrast_weight", "still_contrast_weight", "difference_weight")
+"""Keys of a Stage II phase: weights of further terms of its loss, which take memory where they are not 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +135,7 @@ class StepWork:
         Returns:
             Bytes of a model of all its blocks, and of one block: what is left at the end of the backward pass.
         """
-        terms = [
-            getattr(phase, name, 0.0)
-            for name in ("contrast_weight", "still_contrast_weight", "difference_weight")
-        ]
+        terms = [getattr(phase, name, 0.0) for name in _TERMS]
         key = (work, stage, *map(bool, terms))
         if key not in self._found:
             few, more = (self._run_transformer(work, stage, phase, n) for n in (_FEW, _FEW + 1))
