@@ -18,7 +18,7 @@ from flashvideo.data.clips.sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.text import build_word_tokenizer
 from flashvideo.training import precompute as making
-from flashvideo.training import precomputed as reading
+from flashvideo.training import precomputed_description as description
 from flashvideo.training.clip_data import ClipData, is_held_out
 from flashvideo.training.draws import Draws
 from flashvideo.training.precompute import Extent, Outcome, precompute
@@ -268,8 +268,8 @@ def test_without_a_text_encoder_prompts_are_no_text(stage2, start, tmp_path):
 
 def test_weights_are_hashed_once_for_all_phases(made, monkeypatch):
     hashed = []
-    monkeypatch.setattr(reading, "weights_fingerprint", lambda module, **_: hashed.append(module) or "")
-    monkeypatch.setattr(reading, "difference", lambda *_: "")
+    monkeypatch.setattr(description, "weights_fingerprint", lambda module, **_: hashed.append(module) or "")
+    monkeypatch.setattr("flashvideo.training.precomputed.difference", lambda *_: "")
     task = Stage2Task(made[0], CPU)
     task.dataset(0, 2)
     count = len(hashed)

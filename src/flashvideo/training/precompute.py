@@ -8,7 +8,7 @@ made again: the same command goes on with what was interrupted, and several proc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,18 @@ from flashvideo.pipelines.tensor_file import remove_leftovers, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored
-from flashvideo.training.descriptions import read_description, write_description
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs, drawn_kind
 from flashvideo.training.model_configs import recipe_configs
+from flashvideo.training.precomputed_description import (
+    clips_of_phase,
+    describe_models,
+    describe_phase,
+    hash_prompts,
+    keep_description,
+    phase_prompts,
+    pixel_degradation,
+)
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import freeze, start_text, start_vae, trains_text
 from flashvideo.training.stopping import Interrupted, leave_signals_to_parent
@@ -132,9 +140,9 @@ def precompute(
     row_bytes = length * channels * _text_dtype(recipe).itemsize
     per_shard = max(1, extent.shard_bytes // row_bytes)
     texts = [prompts[i : i + per_shard] for i in range(0, len(prompts), per_shard)] if encoder else []
-    models = stored.describe_models(recipe, vae=vae, text_encoder=encoder, max_text_tokens=length)
+    models = describe_models(recipe, vae=vae, text_encoder=encoder, max_text_tokens=length)
     counts = {home.name: len(home.shards) for home in distinct.values()} | {stored.TEXT: len(texts)}
-    _describe(folder, models | _describe_extent(recipe, extent, homes), counts)
+    keep_description(folder, models | _describe_extent(recipe, extent, homes), counts)
     outcome = Outcome(folder=folder, shards=sum(counts.values()))
     try:
         if encoder is not None and tokenizer is not None:
@@ -185,13 +193,13 @@ def _plan_homes(
     """The home of each phase."""
     homes: list[_Home] = []
     for index in range(len(recipe.phases)):
-        clips = stored.clips_of_phase(recipe, index, vae_factors(vae.config)[0], cache=folder / "clips.json")
-        about = stored.describe_phase(recipe, index, clips)
+        clips = clips_of_phase(recipe, index, vae_factors(vae.config)[0], cache=folder / "clips.json")
+        about = describe_phase(recipe, index, clips)
         like = next((home for home in homes if home.about == about), None)
         if like is not None:
             homes.append(like)
             continue
-        prompts = stored.phase_prompts(recipe, clips, has_text=has_text)
+        prompts = phase_prompts(recipe, clips, has_text=has_text)
         samples = [view * len(clips) + item for item in prompts for view in range(extent.views)]
         homes.append(
             _Home(
@@ -238,32 +246,13 @@ def _describe_extent(
     recipe: Stage1Recipe | Stage2Recipe, extent: Extent, homes: Sequence[_Home]
 ) -> dict[str, Any]:
     """What beside the models decides the folder's content."""
-    phases = [
-        home.about | {"folder": home.name, "captions": stored.hash_prompts(home.prompts)} for home in homes
-    ]
+    phases = [home.about | {"folder": home.name, "captions": hash_prompts(home.prompts)} for home in homes]
     return {
         "views": extent.views,
         "versions": extent.versions if isinstance(recipe, Stage2Recipe) else 1,
         "shard_bytes": extent.shard_bytes,
         "phases": {str(number): phase for number, phase in enumerate(phases, 1)},
     }
-
-
-def _describe(folder: Path, about: dict[str, Any], counts: Mapping[str, int]) -> None:
-    """Writes a folder's description; refuses a folder with another one.
-
-    Raises:
-        ValueError: If it has.
-    """
-    found = read_description(folder / stored.DESCRIPTION, stored.COMMAND)
-    if found is None:
-        write_description(folder / stored.DESCRIPTION, about | {"shards": dict(counts)})
-        return
-    differing = stored.difference(about, found)
-    if differing:
-        raise ValueError(
-            f"{folder} holds what was computed for another recipe ({differing}); choose another folder, or delete it"
-        )
 
 
 @torch.no_grad()
@@ -349,7 +338,7 @@ class _Maker:
     ) -> None:
         self.recipe, self.phase_index, self.versions, self.vae = recipe, phase_index, extent.versions, vae
         thrift = THRIFTS[0] if recipe.vae_strips else None
-        config = stored.pixel_degradation(recipe)
+        config = pixel_degradation(recipe)
         self.pairs = LatentPairs(vae, config, thrift=thrift)
 
     @torch.no_grad()

@@ -13,171 +13,34 @@ stored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from flashvideo.data.clips import ClipDataset
-from flashvideo.data.clips.files import ClipError
-from flashvideo.degradations.pixel import PixelDegradation
-from flashvideo.text import with_prefix
-from flashvideo.training.clip_data import CACHE, deal_clips, is_held_out, phase_clips
-from flashvideo.training.descriptions import DECODES_ONLY, read_description, weights_fingerprint
-from flashvideo.training.draws import sample_seed
-from flashvideo.training.samples import held_out_share, shapes_of_phase
+from flashvideo.training.clip_data import deal_clips, is_held_out
+from flashvideo.training.descriptions import read_description
+from flashvideo.training.precomputed_description import (
+    COMMAND,
+    DESCRIPTION,
+    clips_of_phase,
+    describe_phase,
+    difference,
+    hash_prompts,
+    phase_prompts,
+    prompt_of,
+)
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe, image_share
 from flashvideo.training.starts import trains_text
 
-FORMAT = 2
-"""Of the folder: to be raised when what is in it changes."""
-
-COMMAND = "flashvideo precompute"
-DESCRIPTION = "precomputed.json"
 TEXT = "text"
-
-_WORDS = {
-    "format": "format of such folders",
-    "task": "task",
-    "vae": "VAE",
-    "latent_scale": "latent scale",
-    "text_encoder": "text encoder",
-    "max_text_tokens": "text length",
-    "prompt_prefix": "prompt_prefix",
-    "dtype": "dtype (bf16)",
-    "seed": "seed",
-    "held_out": "share held out",
-    "degradation": "pixel degradation",
-    "scale": "scale",
-    "views": "number of views",
-    "versions": "number of versions",
-    "shard_bytes": "size of shards",
-    "captions": "captions",
-    "clips": "clips, or a size or rate that they are brought to",
-    "strong": "share of strong degradation",
-    "round_trip": "share of round trips",
-    "folder": "number of phases",
-}
-_HASHES = ("vae", "text_encoder", "clips", "captions")
-
-
-def describe_models(
-    recipe: Stage1Recipe | Stage2Recipe,
-    *,
-    vae: AutoencoderKLCogVideoX,
-    text_encoder: nn.Module | None,
-    max_text_tokens: int,
-) -> dict[str, Any]:
-    """What decides latents and embeddings of all phases, as plain values."""
-    assert recipe.data is not None
-    about: dict[str, Any] = {
-        "format": FORMAT,
-        "task": recipe.task,
-        "vae": weights_fingerprint(vae, without=DECODES_ONLY),
-        "latent_scale": float(vae.config.scaling_factor),
-        "text_encoder": None if text_encoder is None else weights_fingerprint(text_encoder),
-        "max_text_tokens": max_text_tokens,
-        "dtype": "float16" if recipe.bf16 else "float32",
-        "seed": recipe.seed,
-        "held_out": held_out_share(recipe),
-    }
-    if isinstance(recipe, Stage2Recipe):
-        about |= {
-            "vae": weights_fingerprint(vae),  # round trips go through its decoder
-            "prompt_prefix": recipe.prompt_prefix,
-            "degradation": asdict(pixel_degradation(recipe)),
-            "scale": recipe.scale,
-        }
-    plain: dict[str, Any] = json.loads(json.dumps(about))
-    return plain
-
-
-def describe_phase(
-    recipe: Stage1Recipe | Stage2Recipe, phase_index: int, clips: ClipDataset
-) -> dict[str, Any]:
-    """What decides the samples of a phase beside `describe_models` and their captions, as plain values."""
-    about: dict[str, Any] = {"clips": clips.fingerprint()}
-    if isinstance(recipe, Stage2Recipe):
-        phase = recipe.phases[phase_index]
-        about |= {"strong": phase.strong, "round_trip": phase.round_trip}
-    return about
-
-
-def phase_prompts(
-    recipe: Stage1Recipe | Stage2Recipe, clips: ClipDataset, *, has_text: bool
-) -> dict[int, str]:
-    """What the text encoder reads of each item that is trained on; without one all prompts are empty.
-
-    Args:
-        recipe: Of the training.
-        clips: Of a phase.
-        has_text: Whether there is a text encoder, frozen or in training.
-    """
-    share = held_out_share(recipe)
-    items = [item for item in range(len(clips)) if not is_held_out(clips.key(item), share)]
-    if not has_text:
-        return dict.fromkeys(items, "")
-    prefix = recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else ""
-    return {
-        item: prompt_of(_caption(clips, item), prefix)
-        for item in tqdm(items, desc="captions", mininterval=1, delay=1)
-    }
-
-
-def _caption(clips: ClipDataset, item: int) -> str:
-    try:
-        return clips.caption(item)
-    except (ClipError, OSError):  # for the same reason there will be no sample
-        return ""
-
-
-def hash_prompts(prompts: Mapping[int, str]) -> str:
-    """A short hash of `phase_prompts`."""
-    told = json.dumps(sorted(prompts.items()))
-    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What differs first in two descriptions, in words; empty if `found` has all that is expected."""
-    for name, value in expected.items():
-        other = found.get(name)
-        if other == value:
-            continue
-        if name == "phases":
-            for number, phase in value.items():
-                inner = difference(phase, (other or {}).get(number, {}))
-                if inner:
-                    return f"phase {number}: {inner}"
-            continue
-        told = all(isinstance(v, int | float | str) for v in (value, other)) and name not in _HASHES
-        return _WORDS[name] + (f", {other} instead of {value}" if told else "")
-    return ""
-
-
-def clips_of_phase(
-    recipe: Stage1Recipe | Stage2Recipe, phase_index: int, temporal: int, *, cache: Path | None = None
-) -> ClipDataset:
-    """The clips of a phase, the same in every phase of the same sizes."""
-    assert recipe.data is not None
-    share = image_share(recipe.phases[phase_index])
-    return phase_clips(
-        recipe.data,
-        shapes=sorted(shapes_of_phase(recipe, phase_index)),
-        image_share=0.5 if 0 < share < 1 else share,  # how many steps are of pictures decides no sample
-        seed=sample_seed(recipe.seed, 51),
-        temporal=temporal,
-        cache=cache or Path(recipe.output) / CACHE,
-    )
 
 
 def step_latents(
@@ -350,11 +213,6 @@ class StepLatents(Dataset):
         return self.texts is None or self._prompt(number) in self.texts
 
 
-def prompt_of(caption: str, prefix: str) -> str:
-    """What the text encoder reads; empty for no text."""
-    return with_prefix(caption, prefix) if caption else ""
-
-
 def shard_path(folder: Path, number: int) -> Path:
     """Where shard `number` lies."""
     return folder / f"{number:05}.safetensors"
@@ -390,8 +248,3 @@ def shard_header(path: Path) -> dict[str, str]:
         raise ValueError(
             f"{path} cannot be read ({error}); delete it and run flashvideo precompute again"
         ) from None
-
-
-def pixel_degradation(recipe: Stage1Recipe | Stage2Recipe) -> PixelDegradation:
-    """What low quality is made by; Stage I has none and gets the published one, which it does not use."""
-    return recipe.pixel_degradation() if isinstance(recipe, Stage2Recipe) else PixelDegradation()

@@ -34,7 +34,8 @@ from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pool import build_pool, load_pool
-from flashvideo.training.precomputed import describe_models, step_latents
+from flashvideo.training.precomputed import step_latents
+from flashvideo.training.precomputed_description import describe_models
 from flashvideo.training.previews import Previews
 from flashvideo.training.rollout import nearest_visited, roll_out, visited_table
 from flashvideo.training.samples import clips_to_watch, own_samples

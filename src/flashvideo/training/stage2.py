@@ -38,7 +38,8 @@ from flashvideo.training.clip_data import StepClips
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs
 from flashvideo.training.lora import add_lora, save_lora
-from flashvideo.training.precomputed import describe_models, step_latents
+from flashvideo.training.precomputed import step_latents
+from flashvideo.training.precomputed_description import describe_models
 from flashvideo.training.samples import clips_to_watch, crops_of_phase, own_samples
 from flashvideo.training.stage_recipes import Stage2Phase, Stage2Recipe
 from flashvideo.training.starts import at_work, compile_blocks, freeze, stage2_start
