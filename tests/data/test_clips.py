@@ -56,7 +56,7 @@ def test_a_sample_is_pixels_with_their_caption_and_rate(folder, make_dataset, co
     assert count_of(sample.pixels) == [9, 10, 11, 12, 13]  # the middle
     assert (sample.caption, sample.frame_rate, sample.start) == ("clip 1", 24.0, 9 / 24)
     assert (sample.name, sample.source, sample.skips) == (f"{folder}/1.mp4", str(folder), ())
-    assert (dataset.caption(1), dataset.caption(0), dataset.num_without_caption) == ("clip 1", "", 1)
+    assert (dataset.captions([1, 0]), dataset.num_without_caption) == (["clip 1", ""], 1)
 
 
 def test_pictures_are_samples_of_one_frame(folder, make_dataset):

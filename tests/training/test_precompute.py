@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import default_collate
 from transformers import T5Config, T5EncoderModel
 
 from flashvideo.cli import main
+from flashvideo.data.clips.entries import ClipEntry
 from flashvideo.data.clips.sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.text import build_word_tokenizer
@@ -275,6 +277,22 @@ def test_weights_are_hashed_once_for_all_phases(made, monkeypatch):
     count = len(hashed)
     task.dataset(1, 2)
     assert count == len(hashed) > 0
+
+
+def test_captions_are_read_in_threads_and_once_for_all_phases(made, monkeypatch):
+    read, original = [], ClipEntry.read_caption
+
+    def count(entry):
+        read.append((entry.name, threading.current_thread()))
+        return original(entry)
+
+    task = Stage2Task(made[0], CPU)
+    monkeypatch.setattr(ClipEntry, "read_caption", count)
+    task.dataset(0, 2)
+    in_files = {name for name, thread in read if thread is not threading.main_thread()}
+    assert in_files and all(name.endswith("mp4") for name in in_files)
+    task.dataset(1, 2)
+    assert all([name for name, _ in read].count(name) == 1 for name in in_files)
 
 
 def test_a_folder_that_holds_nothing_is_refused(made, tmp_path):

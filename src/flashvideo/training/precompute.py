@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.files import ClipFile
 from flashvideo.data.clips.samples import ClipSample
 from flashvideo.pipelines.tensor_file import remove_leftovers, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
@@ -192,6 +193,7 @@ def _plan_homes(
 ) -> list[_Home]:
     """The home of each phase."""
     homes: list[_Home] = []
+    captions: dict[ClipFile, str] = {}
     for index in range(len(recipe.phases)):
         clips = clips_of_phase(recipe, index, vae_factors(vae.config)[0], cache=folder / "clips.json")
         about = describe_phase(recipe, index, clips)
@@ -199,7 +201,7 @@ def _plan_homes(
         if like is not None:
             homes.append(like)
             continue
-        prompts = phase_prompts(recipe, clips, has_text=has_text)
+        prompts = phase_prompts(recipe, clips, has_text=has_text, captions=captions)
         samples = [view * len(clips) + item for item in prompts for view in range(extent.views)]
         homes.append(
             _Home(

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flashvideo.data.clips import ClipDataset
+from flashvideo.data.clips.files import ClipFile
 from flashvideo.training.clip_data import deal_clips, is_held_out
 from flashvideo.training.descriptions import read_description
 from flashvideo.training.precomputed_description import (
@@ -49,6 +50,7 @@ def step_latents(
     clips_per_step: int,
     *,
     models: Mapping[str, Any],
+    captions: dict[ClipFile, str],
     temporal: int,
     text_channels: int,
 ) -> StepLatents:
@@ -60,6 +62,7 @@ def step_latents(
         clips_per_step: Of all processes and accumulated batches.
         models: What `describe_models` tells of what the latents must have been made by. Without a text encoder there
             samples have prompts instead of embeddings if one is trained, and zeros if not.
+        captions: What caption files hold, of phases before, so that none is read twice; what is read is added.
         temporal: The VAE's compression in time.
         text_channels: Of an embedding.
 
@@ -74,7 +77,9 @@ def step_latents(
         )
     clips = clips_of_phase(recipe, phase_index, temporal)
     learns_text = isinstance(recipe, Stage1Recipe) and trains_text(recipe)
-    prompts = phase_prompts(recipe, clips, has_text=learns_text or models["text_encoder"] is not None)
+    prompts = phase_prompts(
+        recipe, clips, has_text=learns_text or models["text_encoder"] is not None, captions=captions
+    )
     number = str(phase_index + 1)
     phase = describe_phase(recipe, phase_index, clips) | {"captions": hash_prompts(prompts)}
     differing = difference({**models, "phases": {number: phase}}, found)

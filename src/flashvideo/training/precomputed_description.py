@@ -14,10 +14,9 @@ from typing import Any
 
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
-from tqdm import tqdm
 
 from flashvideo.data.clips import ClipDataset
-from flashvideo.data.clips.files import ClipError
+from flashvideo.data.clips.files import ClipFile
 from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.text import with_prefix
 from flashvideo.training.clip_data import CACHE, is_held_out, phase_clips
@@ -104,7 +103,11 @@ def describe_phase(
 
 
 def phase_prompts(
-    recipe: Stage1Recipe | Stage2Recipe, clips: ClipDataset, *, has_text: bool
+    recipe: Stage1Recipe | Stage2Recipe,
+    clips: ClipDataset,
+    *,
+    has_text: bool,
+    captions: dict[ClipFile, str],
 ) -> dict[int, str]:
     """What the text encoder reads of each item that is trained on; without one all prompts are empty.
 
@@ -112,23 +115,15 @@ def phase_prompts(
         recipe: Of the training.
         clips: Of a phase.
         has_text: Whether there is a text encoder, frozen or in training.
+        captions: What caption files hold, of phases before; what is read is added.
     """
     share = held_out_share(recipe)
     items = [item for item in range(len(clips)) if not is_held_out(clips.key(item), share)]
     if not has_text:
         return dict.fromkeys(items, "")
     prefix = recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else ""
-    return {
-        item: prompt_of(_caption(clips, item), prefix)
-        for item in tqdm(items, desc="captions", mininterval=1, delay=1)
-    }
-
-
-def _caption(clips: ClipDataset, item: int) -> str:
-    try:
-        return clips.caption(item)
-    except (ClipError, OSError):  # for the same reason there will be no sample
-        return ""
+    found = clips.captions(items, captions)
+    return {item: prompt_of(caption, prefix) for item, caption in zip(items, found, strict=True)}
 
 
 def hash_prompts(prompts: Mapping[int, str]) -> str:

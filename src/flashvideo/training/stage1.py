@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, default_collate
 from transformers import T5EncoderModel
 
 from flashvideo.data.captions import full_caption
+from flashvideo.data.clips.files import ClipFile
 from flashvideo.data.shapes_world import NUM_FRAMES
 from flashvideo.evaluation.readers import agreement, read_clip
 from flashvideo.models.initialization import init_for_training
@@ -108,6 +109,7 @@ class Stage1Task:
         self.max_text_tokens = int(self.transformer.config.max_text_seq_length)
         self.temporal = int(self.vae.config.temporal_compression_ratio)
         self.step_clips: StepClips | None = None
+        self._captions: dict[ClipFile, str] = {}  # of phases made so far
         self.pools: dict[int, Tensor] = {}
         self.watched: list[tuple[Tensor, str]] = []
         if recipe.data is None:
@@ -178,6 +180,7 @@ class Stage1Task:
                 phase_index,
                 clips_per_step,
                 models=self._models,
+                captions=self._captions,
                 temporal=self.temporal,
                 text_channels=int(self.transformer.config.text_embed_dim),
             )

@@ -18,6 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from flashvideo.data.clips.files import ClipFile
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import (
     euler,
@@ -93,6 +94,7 @@ class Stage2Task:
             freeze(module, torch.device("cpu") if recipe.precomputed else device)
         self._check_shapes()
         self.step_clips: StepClips | None = None
+        self._captions: dict[ClipFile, str] = {}  # of phases made so far
         # Procedural ones are rendered when they are first looked at; of one's own it shows now whether there are any.
         self.watched = self._clips_to_watch() if recipe.data else []
         if not recipe.start:
@@ -166,6 +168,7 @@ class Stage2Task:
                 phase_index,
                 clips_per_step,
                 models=self._models,
+                captions=self._captions,
                 temporal=vae_factors(self.vae.config)[0],
                 text_channels=int(self.transformer.config.text_embed_dim),
             )

@@ -15,7 +15,6 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -31,13 +30,13 @@ from flashvideo.data.clips.files import ClipError, ClipFile, file_system
 from flashvideo.data.clips.headers import read_headers, reason_of
 from flashvideo.data.clips.samples import ClipSample
 from flashvideo.data.clips.sources import list_source
+from flashvideo.data.clips.threads import read_in_threads
 from flashvideo.data.clips.windows import find_part, num_frames_at, usable_span
 from flashvideo.video.colour import frames_from_levels, levels_from_image
 
 logger = logging.getLogger(__name__)
 
 _TINY = 1e-6
-_MOST_THREADS = 16
 
 
 class ClipDataset(Dataset[ClipSample]):
@@ -143,13 +142,21 @@ class ClipDataset(Dataset[ClipSample]):
         """The size that an item is brought to."""
         return self.buckets[self._group_numbers[item]]
 
-    def caption(self, item: int) -> str:
-        """The caption of an item, without decoding it; empty if there is none.
+    def captions(self, items: Sequence[int], known: dict[ClipFile, str] | None = None) -> list[str]:
+        """The captions of items, without decoding these; empty where there is none, or none that can be read.
 
-        Raises:
-            ClipError: If its file cannot be read as a caption.
+        Args:
+            items: Which.
+            known: What caption files hold that need not be read again; what is read is added.
         """
-        return self._entries[item].read_caption()
+        known = {} if known is None else known
+        entries = [self._entries[item] for item in items]
+        unread = {
+            e.caption_file: e for e in entries if e.caption_file is not None and e.caption_file not in known
+        }
+        found = read_in_threads(_caption, list(unread.values()), what="captions", delay=1)
+        known.update(zip(unread, found, strict=True))
+        return [e.read_caption() if e.caption_file is None else known[e.caption_file] for e in entries]
 
     def record(self, skips: Iterable[tuple[str, str]]) -> None:
         """Adds a batch's notes of skips to `skipped`, and logs what is new."""
@@ -305,6 +312,13 @@ class ClipDataset(Dataset[ClipSample]):
         )
 
 
+def _caption(entry: ClipEntry) -> str:
+    try:
+        return entry.read_caption()
+    except (ClipError, OSError):  # for the same reason there will be no sample
+        return ""
+
+
 def _num_bytes(entries: Sequence[ClipEntry]) -> dict[ClipFile, str]:
     """How large the clips' files are; where no listing has told it, their file systems are asked, in threads."""
 
@@ -315,8 +329,7 @@ def _num_bytes(entries: Sequence[ClipEntry]) -> dict[ClipFile, str]:
     # A stamp begins with the size, and goes on with what a copy does not keep.
     told = {e.file: str(e.file.size or e.stamp.partition(" ")[0]) for e in entries}
     untold = [file for file, size in told.items() if not size]
-    with ThreadPoolExecutor(_MOST_THREADS) as pool:
-        return told | dict(zip(untold, pool.map(ask, untold), strict=True))
+    return told | dict(zip(untold, read_in_threads(ask, untold, what="sizes", progress=False), strict=True))
 
 
 def _check_frames(config: ClipsConfig, temporal_compression: int) -> None:

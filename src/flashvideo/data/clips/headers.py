@@ -4,19 +4,14 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-
-from tqdm import tqdm
 
 from flashvideo.data.clips.cache import FileCache
 from flashvideo.data.clips.decoding import ClipHeader, read_image_header, read_video_header
 from flashvideo.data.clips.entries import ClipEntry
 from flashvideo.data.clips.files import ClipError, file_stamp, file_system
+from flashvideo.data.clips.threads import MOST_THREADS, read_in_threads
 
 logger = logging.getLogger(__name__)
-
-_MOST_THREADS = 16
-_SLICE = 10_000
 
 
 def read_headers(
@@ -33,17 +28,12 @@ def read_headers(
         For each clip its header, or the reason why it cannot be used. What is wrong with the file itself is kept like
         a header; why it could not be reached is not, and the next run tries again.
     """
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, 2 * (os.cpu_count() or 1)))
+    threads = min(MOST_THREADS, 2 * (os.cpu_count() or 1))  # they decode too
     try:
-        found: list[ClipHeader | str] = []
-        with tqdm(total=len(entries), desc="clips", disable=not progress, mininterval=1) as bar:
-            for first in range(0, len(entries), _SLICE):  # all at once, their futures would fill the memory
-                for header in pool.map(lambda e: _header(e, cache), entries[first : first + _SLICE]):
-                    found.append(header)
-                    bar.update()
-        return found
+        return read_in_threads(
+            lambda e: _header(e, cache), entries, what="clips", progress=progress, threads=threads
+        )
     finally:
-        pool.shutdown(cancel_futures=True)
         cache.save()
 
 
