@@ -20,14 +20,19 @@ from flashvideo.data.clips.sources import ClipSource
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
 from flashvideo.text import build_word_tokenizer
 from flashvideo.training import precompute as making
+from flashvideo.training import precomputed as reading
 from flashvideo.training import precomputed_description as description
 from flashvideo.training.clip_data import ClipData, is_held_out
 from flashvideo.training.draws import Draws
+from flashvideo.training.dry_run import dry_run
+from flashvideo.training.first_batch import first_batch
+from flashvideo.training.model_configs import recipe_configs
 from flashvideo.training.precompute import Extent, Outcome, precompute
 from flashvideo.training.precomputed import StepLatents, shard_header
 from flashvideo.training.recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 from flashvideo.training.stage1 import Stage1Task
 from flashvideo.training.stage2 import Stage2Task
+from flashvideo.training.step_memory import Estimate
 from flashvideo.training.stopping import Interrupted
 
 TINY_TRANSFORMER = {
@@ -293,6 +298,38 @@ def test_captions_are_read_in_threads_and_once_for_all_phases(made, monkeypatch)
     assert in_files and all(name.endswith("mp4") for name in in_files)
     task.dataset(1, 2)
     assert all([name for name, _ in read].count(name) == 1 for name in in_files)
+
+
+def test_a_dry_run_draws_what_is_stored(made, tmp_path):
+    recipe, _ = made
+    found = dry_run(recipe, CPU, output=tmp_path)
+    assert found.picture is not None and [note for note in found.notes if "not checked" not in note] == []
+    assert len(found.notes) == 1 and found.phases[0].samples == 5
+    task = Stage2Task(recipe, CPU)
+    dataset = task.dataset(0, 2)
+    rows = first_batch(recipe, Estimate(recipe_configs(recipe), CPU), 2, dataset)
+    for place, row in enumerate(rows):
+        z_hq, z_lq = dataset[0, place][0]
+        assert torch.allclose(z_hq, task.pairs.encode(row.pixels[None])[0], atol=1e-6)
+        draws = reading.version_draws(recipe, *dataset.choose((0, place)), 2)
+        assert torch.equal(
+            row.degraded, task.pairs.degrade(row.pixels[None], recipe.phases[0], draws.each[0])[0]
+        )
+        noise = draws.normal(z_lq.shape)
+        assert torch.allclose(z_lq, task.pairs.encode(row.degraded[None], noise=noise)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 1}, "computed for another recipe (seed, 0 instead of 1)"),
+        ({"precomputed": "nowhere"}, "must be a folder that flashvideo precompute made, got nowhere"),
+    ],
+)
+def test_a_dry_run_tells_that_training_will_refuse_what_is_stored(made, tmp_path, changes, told):
+    found = dry_run(dataclasses.replace(made[0], **changes), CPU, output=tmp_path)
+    assert any(note.startswith("training will be refused: ") and told in note for note in found.notes)
+    assert found.picture is None and found.phases[0].samples is not None
 
 
 def test_a_folder_that_holds_nothing_is_refused(made, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flashvideo.data.clips.files import ClipFile
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.training.clip_data import StepClips
 from flashvideo.training.config import Phase, Recipe
@@ -16,6 +17,8 @@ from flashvideo.training.first_batch import draw_batch, first_batch
 from flashvideo.training.fitting import Fit, fit
 from flashvideo.training.model_configs import recipe_configs
 from flashvideo.training.optimizers import learning_rate
+from flashvideo.training.precomputed import StepLatents, step_latents
+from flashvideo.training.precomputed_description import describe_settings
 from flashvideo.training.recipes import VAERecipe
 from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Recipe
@@ -119,7 +122,7 @@ def dry_run(
     notes: list[str] = []
     if configs is None:
         notes.append(f"sizes and memory are not estimated for the task {recipe.task}")
-        outlooks = tuple(_outlook(recipe, i, None, processes, notes) for i in range(len(recipe.phases)))
+        outlooks = tuple(_outlook(recipe, i, None, processes, None) for i in range(len(recipe.phases)))
         return DryRun(
             task=recipe.task,
             sizes=None,
@@ -134,10 +137,11 @@ def dry_run(
             ),
         )
     estimate = Estimate(configs, torch.device("cuda") if gpus else device)
-    outlooks = tuple(_outlook(recipe, i, estimate, processes, notes) for i in range(len(recipe.phases)))
+    owns = _own_clips(recipe, estimate, processes, notes)
+    outlooks = tuple(_outlook(recipe, i, estimate, processes, own) for i, own in enumerate(owns))
     if outlooks[0].samples is not None:  # else the clips themselves are not there
         _check_watch(recipe, estimate, notes)
-    picture = _picture(recipe, estimate, outlooks, output or Path(recipe.output), notes)
+    picture = _picture(recipe, estimate, outlooks, owns[0], output or Path(recipe.output), notes)
     fits = tuple(fit(recipe, estimate, gpus=gpus, vram_bytes=vram_bytes)) if gpus and vram_bytes else None
     return DryRun(
         task=recipe.task,
@@ -152,11 +156,10 @@ def dry_run(
 
 
 def _outlook(
-    recipe: Recipe, index: int, estimate: Estimate | None, processes: int, notes: list[str]
+    recipe: Recipe, index: int, estimate: Estimate | None, processes: int, own: StepClips | StepLatents | None
 ) -> PhaseOutlook:
     phase = recipe.phases[index]
-    clips_per_step = phase.batch * phase.accumulate * processes
-    own = _own_clips(recipe, index, clips_per_step, estimate, notes)
+    clips_per_step = _clips_per_step(phase, processes)
     samples, steps_per_epoch = _epoch(recipe, index, clips_per_step, estimate, own)
     moments = dict.fromkeys((0, min(phase.warmup, phase.steps - 1), phase.steps // 2, phase.steps - 1))
     return PhaseOutlook(
@@ -174,18 +177,62 @@ def _outlook(
     )
 
 
+def _clips_per_step(phase: Phase, processes: int) -> int:
+    return phase.batch * phase.accumulate * processes
+
+
 def _own_clips(
-    recipe: Recipe, index: int, clips_per_step: int, estimate: Estimate | None, notes: list[str]
-) -> StepClips | None:
-    """A phase's clips of one's own; None, with a note, if they are not there, and where there are none."""
-    if not isinstance(recipe, Stage1Recipe | Stage2Recipe) or estimate is None or recipe.data is None:
-        return None
+    recipe: Recipe, estimate: Estimate, processes: int, notes: list[str]
+) -> list[StepClips | StepLatents | None]:
+    """Each phase's clips of one's own: None, with a note, if they are not there, and where there are none.
+
+    Precomputed ones that training will refuse are noted too, and counted as if they were decoded.
+    """
+    owns: list[StepClips | StepLatents | None] = [None] * len(recipe.phases)
+    if not isinstance(recipe, Stage1Recipe | Stage2Recipe) or recipe.data is None:
+        return owns
     temporal = vae_factors(estimate.work.vae().config)[0]
+    captions: dict[ClipFile, str] = {}
+    for index, phase in enumerate(recipe.phases):
+        clips_per_step = _clips_per_step(phase, processes)
+        try:
+            if recipe.precomputed:
+                owns[index] = _stored(recipe, index, clips_per_step, estimate, captions, notes)
+            if owns[index] is None:
+                owns[index] = own_samples(recipe, index, clips_per_step, temporal)
+        except (ValueError, OSError) as error:
+            notes.append(f"the clips are not counted: {_first_line(error)}")
+    return owns
+
+
+def _stored(
+    recipe: Stage1Recipe | Stage2Recipe,
+    index: int,
+    clips_per_step: int,
+    estimate: Estimate,
+    captions: dict[ClipFile, str],
+    notes: list[str],
+) -> StepLatents | None:
+    """A phase's precomputed samples; None, with a note, if training will refuse them."""
+    transformer = estimate.configs.transformer
     try:
-        return own_samples(recipe, index, clips_per_step, temporal)
-    except (ValueError, OSError) as error:
-        notes.append(f"the clips are not counted: {_first_line(error)}")
+        samples = step_latents(
+            recipe,
+            index,
+            clips_per_step,
+            models=describe_settings(recipe, max_text_tokens=int(transformer["max_text_seq_length"])),
+            has_text=estimate.configs.text_encoder is not None,
+            captions=captions,
+            temporal=vae_factors(estimate.work.vae().config)[0],
+            text_channels=int(transformer["text_embed_dim"]),
+        )
+    except ValueError as error:
+        notes.append(f"training will be refused: {_first_line(error)}")
         return None
+    notes.append(
+        "whether precomputed was made by the same weights of VAE and text encoder is not checked: none are loaded"
+    )
+    return samples
 
 
 def _check_watch(recipe: Recipe, estimate: Estimate, notes: list[str]) -> None:
@@ -199,7 +246,11 @@ def _check_watch(recipe: Recipe, estimate: Estimate, notes: list[str]) -> None:
 
 
 def _epoch(
-    recipe: Recipe, index: int, clips_per_step: int, estimate: Estimate | None, own: StepClips | None
+    recipe: Recipe,
+    index: int,
+    clips_per_step: int,
+    estimate: Estimate | None,
+    own: StepClips | StepLatents | None,
 ) -> tuple[int | None, int | None]:
     """Samples and steps of an epoch."""
     if isinstance(recipe, Stage1Recipe) and recipe.data is None:
@@ -230,11 +281,16 @@ def _tokens(recipe: Recipe, phase: Phase, estimate: Estimate | None) -> int:
 
 
 def _picture(
-    recipe: Recipe, estimate: Estimate, outlooks: Sequence[PhaseOutlook], output: Path, notes: list[str]
+    recipe: Recipe,
+    estimate: Estimate,
+    outlooks: Sequence[PhaseOutlook],
+    own: StepClips | StepLatents | None,
+    output: Path,
+    notes: list[str],
 ) -> Path | None:
     """Draws the first batch, or notes why not."""
     try:
-        rows = first_batch(recipe, estimate, outlooks[0].clips_per_step)
+        rows = first_batch(recipe, estimate, outlooks[0].clips_per_step, own)
     except (ValueError, OSError) as error:
         notes.append(f"the first batch is not drawn: {_first_line(error)}")
         return None

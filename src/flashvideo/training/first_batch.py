@@ -6,7 +6,7 @@ Shapes: F frames, H height, W width; pixels (F, 3, H, W) in [-1, 1].
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from flashvideo.data.shapes_world import render
 from flashvideo.shapes import vae_factors
+from flashvideo.training.clip_data import StepClips
 from flashvideo.training.config import Recipe
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.latent_pairs import LatentPairs
+from flashvideo.training.precomputed import StepLatents, version_draws
 from flashvideo.training.recipes import VAERecipe
-from flashvideo.training.samples import crops_of_phase, own_samples
+from flashvideo.training.samples import crops_of_phase
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 from flashvideo.training.starts import freeze, start_vae
 from flashvideo.training.step_memory import Estimate
@@ -48,13 +50,16 @@ class Row:
     caption: str
 
 
-def first_batch(recipe: Recipe, estimate: Estimate, clips_per_step: int) -> list[Row]:
-    """The clips of the first batch, degraded as the first step will degrade them.
+def first_batch(
+    recipe: Recipe, estimate: Estimate, clips_per_step: int, own: StepClips | StepLatents | None
+) -> list[Row]:
+    """The clips of the first batch, degraded as the first step will degrade them, or as precomputed ones were.
 
     Args:
         recipe: The recipe.
         estimate: Of its model, for configs where weights are missing.
         clips_per_step: Of all processes and accumulated batches.
+        own: The first phase's samples of clips of one's own, if it has any.
 
     Raises:
         ValueError: If they cannot be made without what is missing.
@@ -67,14 +72,9 @@ def first_batch(recipe: Recipe, estimate: Estimate, clips_per_step: int) -> list
     temporal = vae_factors(estimate.work.vae().config)[0]
     if isinstance(recipe, Stage1Recipe) and recipe.data is None:
         return [_pool_row(recipe, clips_per_step, temporal, place) for place in places]
-    dataset = (
-        own_samples(recipe, 0, clips_per_step, temporal)
-        if recipe.data is not None
-        else crops_of_phase(_as_stage2(recipe), 0)
-    )
-    samples = [dataset[0, place] for place in places]
+    samples = list(_samples(recipe, own, clips_per_step, places))
     if isinstance(recipe, Stage1Recipe):
-        return [Row(pixels=pixels, degraded=None, caption=text) for pixels, text, *_ in samples]
+        return [Row(pixels=pixels, degraded=None, caption=text) for pixels, text, _ in samples]
     phase = recipe.phases[0]
     vae = estimate.work.vae()  # without weights, which only round trips need
     if phase.round_trip:
@@ -83,13 +83,36 @@ def first_batch(recipe: Recipe, estimate: Estimate, clips_per_step: int) -> list
         vae = start_vae(recipe, torch.device("cpu")).float()
         freeze(vae, torch.device("cpu"))
     pairs = LatentPairs(vae, recipe.pixel_degradation())
-    draws = Draws(recipe.seed, 0, places, clips_per_step)
     rows = []
-    for (pixels, text, *_), generator in zip(samples, draws.each, strict=True):
+    for pixels, text, generator in samples:
         with torch.no_grad():
             degraded = pairs.degrade(pixels[None], phase, generator)[0]
         rows.append(Row(pixels=pixels, degraded=degraded, caption=text))
     return rows
+
+
+def _samples(
+    recipe: Stage1Recipe | Stage2Recipe,
+    own: StepClips | StepLatents | None,
+    clips_per_step: int,
+    places: Sequence[int],
+) -> Iterator[tuple[Tensor, str, torch.Generator]]:
+    """Pixels and caption of each clip, and what draws its degradation."""
+    if isinstance(own, StepLatents):
+        for place in places:
+            number, version = own.choose((0, place))
+            sample = own.source(number)
+            draws = version_draws(recipe, number, version, own.versions)
+            yield sample.pixels, sample.caption, draws.each[0]
+        return
+    if recipe.precomputed:
+        raise ValueError("it is of what is precomputed, which training will refuse")
+    if recipe.data is not None and own is None:
+        raise ValueError("its clips are not there")
+    dataset = crops_of_phase(_as_stage2(recipe), 0) if own is None else own
+    for place, generator in zip(places, Draws(recipe.seed, 0, places, clips_per_step).each, strict=True):
+        pixels, text, *_ = dataset[0, place]
+        yield pixels, text, generator
 
 
 def _crop_row(recipe: VAERecipe, place: int) -> Row:

@@ -27,7 +27,7 @@ from flashvideo.pipelines.tensor_file import remove_leftovers, write_tensors
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.text import encode_prompts
 from flashvideo.training import precomputed as stored
-from flashvideo.training.draws import Draws, sample_seed
+from flashvideo.training.draws import Draws
 from flashvideo.training.latent_pairs import LatentPairs, drawn_kind
 from flashvideo.training.model_configs import recipe_configs
 from flashvideo.training.precomputed_description import (
@@ -362,8 +362,7 @@ class _Maker:
 
     def draws(self, number: int, version: int) -> Draws:
         """The random numbers of one version, new from their beginning."""
-        seed = sample_seed(self.recipe.seed, 52)
-        return Draws(seed, number, (version,), self.versions, self.vae.device)
+        return stored.version_draws(self.recipe, number, version, self.versions, self.vae.device)
 
 
 class _Samples(Dataset):

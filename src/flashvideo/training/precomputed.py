@@ -26,8 +26,10 @@ from torch.utils.data import Dataset
 
 from flashvideo.data.clips import ClipDataset
 from flashvideo.data.clips.files import ClipFile
+from flashvideo.data.clips.samples import ClipSample
 from flashvideo.training.clip_data import deal_clips, is_held_out
 from flashvideo.training.descriptions import read_description
+from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.precomputed_description import (
     COMMAND,
     DESCRIPTION,
@@ -50,6 +52,7 @@ def step_latents(
     clips_per_step: int,
     *,
     models: Mapping[str, Any],
+    has_text: bool,
     captions: dict[ClipFile, str],
     temporal: int,
     text_channels: int,
@@ -60,8 +63,9 @@ def step_latents(
         recipe: With `data` and `precomputed`.
         phase_index: Of the phase.
         clips_per_step: Of all processes and accumulated batches.
-        models: What `describe_models` tells of what the latents must have been made by. Without a text encoder there
-            samples have prompts instead of embeddings if one is trained, and zeros if not.
+        models: What `describe_models` tells of what the latents must have been made by, or `describe_settings` where
+            there are no weights.
+        has_text: Whether there is a text encoder. If it is trained, samples have captions instead of embeddings.
         captions: What caption files hold, of phases before, so that none is read twice; what is read is added.
         temporal: The VAE's compression in time.
         text_channels: Of an embedding.
@@ -77,9 +81,7 @@ def step_latents(
         )
     clips = clips_of_phase(recipe, phase_index, temporal)
     learns_text = isinstance(recipe, Stage1Recipe) and trains_text(recipe)
-    prompts = phase_prompts(
-        recipe, clips, has_text=learns_text or models["text_encoder"] is not None, captions=captions
-    )
+    prompts = phase_prompts(recipe, clips, has_text=has_text, captions=captions)
     number = str(phase_index + 1)
     phase = describe_phase(recipe, phase_index, clips) | {"captions": hash_prompts(prompts)}
     differing = difference({**models, "phases": {number: phase}}, found)
@@ -98,9 +100,21 @@ def step_latents(
         image_share=image_share(recipe.phases[phase_index]),
         held_out=models["held_out"],
         views=found["views"],
+        versions=found["versions"],
         texts=texts,
         prefix=recipe.prompt_prefix if isinstance(recipe, Stage2Recipe) else "",
     )
+
+
+def version_draws(
+    recipe: Stage1Recipe | Stage2Recipe,
+    number: int,
+    version: int,
+    versions: int,
+    device: torch.device | str = "cpu",
+) -> Draws:
+    """The random numbers by which one of a sample's degraded versions is made, new from their beginning."""
+    return Draws(sample_seed(recipe.seed, 52), number, (version,), versions, device)
 
 
 class TextShards:
@@ -147,6 +161,7 @@ class StepLatents(Dataset):
         image_share: Share of the steps that are of pictures.
         held_out: Share of clips that is left out.
         views: Stored views of each clip.
+        versions: At Stage II stored degraded versions of each view.
         texts: Embeddings; None for captions.
         prefix: Put before each caption.
 
@@ -164,10 +179,12 @@ class StepLatents(Dataset):
         image_share: float,
         held_out: float,
         views: int,
+        versions: int,
         texts: TextShards | None,
         prefix: str = "",
     ) -> None:
         self.clips, self.texts, self.prefix = clips, texts, prefix
+        self.versions = versions
         self._places: dict[int, Path] = {}
         self._captions: dict[int, str] = {}
         for path in whole_shards(folder, count):
@@ -195,18 +212,30 @@ class StepLatents(Dataset):
             )
         self._step: tuple[int, list[int]] = (-1, [])
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor | str]:
+    def choose(self, index: tuple[int, int]) -> tuple[int, int]:
+        """Number and version of a sample."""
         step, place = index
         if self._step[0] != step:
             self._step = step, self.sampler.batch(step)
         dealt = self._step[1][place]
         rng = np.random.default_rng([self.clips.seed, dealt])
         number = self._views[rng.integers(len(self._views))] + dealt % len(self.clips)
+        return number, int(rng.integers(self.versions))
+
+    def source(self, number: int) -> ClipSample:
+        """The clip that a sample was computed from.
+
+        Raises:
+            ValueError: If it cannot be read any more.
+        """
+        return self.clips.sample(number, np.array([number % len(self.clips)]))
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor | str]:
+        number, version = self.choose(index)
         with safe_open(self._places[number], "pt") as shard:
             latents: Tensor = shard.get_tensor(f"{number}.clean")
             if f"{number}.degraded" in shard.keys():  # noqa: SIM118
-                versions = shard.get_slice(f"{number}.degraded")
-                latents = torch.stack((latents, versions[int(rng.integers(versions.get_shape()[0]))]))
+                latents = torch.stack((latents, shard.get_slice(f"{number}.degraded")[version]))
         if self.texts is None:
             return latents, self._captions[number]
         return latents, self.texts[self._prompt(number)]

@@ -68,13 +68,21 @@ def describe_models(
     max_text_tokens: int,
 ) -> dict[str, Any]:
     """What decides latents and embeddings of all phases, as plain values."""
+    # At Stage II round trips go through the VAE's decoder.
+    without = () if isinstance(recipe, Stage2Recipe) else DECODES_ONLY
+    return describe_settings(recipe, max_text_tokens=max_text_tokens) | {
+        "vae": weights_fingerprint(vae, without=without),
+        "latent_scale": float(vae.config.scaling_factor),
+        "text_encoder": None if text_encoder is None else weights_fingerprint(text_encoder),
+    }
+
+
+def describe_settings(recipe: Stage1Recipe | Stage2Recipe, *, max_text_tokens: int) -> dict[str, Any]:
+    """What of `describe_models` is known before any weights are there."""
     assert recipe.data is not None
     about: dict[str, Any] = {
         "format": FORMAT,
         "task": recipe.task,
-        "vae": weights_fingerprint(vae, without=DECODES_ONLY),
-        "latent_scale": float(vae.config.scaling_factor),
-        "text_encoder": None if text_encoder is None else weights_fingerprint(text_encoder),
         "max_text_tokens": max_text_tokens,
         "dtype": "float16" if recipe.bf16 else "float32",
         "seed": recipe.seed,
@@ -82,7 +90,6 @@ def describe_models(
     }
     if isinstance(recipe, Stage2Recipe):
         about |= {
-            "vae": weights_fingerprint(vae),  # round trips go through its decoder
             "prompt_prefix": recipe.prompt_prefix,
             "degradation": asdict(pixel_degradation(recipe)),
             "scale": recipe.scale,

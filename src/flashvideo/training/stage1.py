@@ -180,6 +180,7 @@ class Stage1Task:
                 phase_index,
                 clips_per_step,
                 models=self._models,
+                has_text=self.text_encoder is not None,
                 captions=self._captions,
                 temporal=self.temporal,
                 text_channels=int(self.transformer.config.text_embed_dim),

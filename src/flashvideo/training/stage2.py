@@ -168,6 +168,7 @@ class Stage2Task:
                 phase_index,
                 clips_per_step,
                 models=self._models,
+                has_text=self.text_encoder is not None,
                 captions=self._captions,
                 temporal=vae_factors(self.vae.config)[0],
                 text_channels=int(self.transformer.config.text_embed_dim),
