@@ -75,7 +75,7 @@ def build_pool(
     What killed processes left of other shards is removed.
 
     Raises:
-        ValueError: if the folder holds a pool of another VAE, latent scale or settings, or drawn in another way.
+        ValueError: if the folder holds a pool of another VAE, latent scale or settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scale = float(vae.config.scaling_factor)
