@@ -25,8 +25,9 @@ from flashvideo.training.pairs import (
     read_candidates,
     write_candidates,
 )
-from flashvideo.training.preference import PreferenceTask, preference_loss
+from flashvideo.training.preference import PreferenceTask, Stage1Errors, preference_loss
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
+from flashvideo.training.starts import transformer_dtype
 
 CPU = torch.device("cpu")
 WORDS = ["a", "red", "blue", "ball"]
@@ -286,6 +287,83 @@ def test_fine_tuning_on_what_was_liked_is_the_stages_own_loss_on_the_better_ones
     own, _ = _loss(tuned)
     assert values["better"] == pytest.approx(own.item())
     assert loss.item() == pytest.approx(math.log(2) + 2 * own.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_prompts_are_read_as_the_stage_reads_them_at_inference(
+    toy_pipeline, tmp_path: Path, stage: int
+) -> None:
+    pipeline = toy_pipeline([*WORDS, "medium", "motion", ","], stage2={"prompt_prefix": "medium motion,"})
+    pipeline.save_pretrained(tmp_path / "model")
+    task = PreferenceTask(_recipe(tmp_path / "model", tmp_path, stage), CPU)
+    embeds = pipeline.encode_prompt("a red ball")
+    expected = embeds.stage1 if stage == 1 else embeds.stage2
+    torch.testing.assert_close(task.text["a red ball"], expected[0])
+    assert not torch.equal(embeds.stage1, embeds.stage2)
+
+
+def test_a_start_with_its_lora_apart_is_refused_where_stage_1_is_to_learn(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / "stage1_lora").mkdir()
+    with pytest.raises(ValueError, match="keeps Stage I's LoRA apart"):
+        PreferenceTask(_recipe(model, tmp_path), CPU)
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing", "message"),
+    [
+        (1, ("text_encoder", "tokenizer"), "must have the folders text_encoder and tokenizer"),
+        (2, ("stage2_transformer", "stage2_scheduler"), "stage is stage2, which its start .* does not have"),
+    ],
+)
+def test_a_start_that_lacks_a_part_is_refused(
+    toy_pipeline, tmp_path: Path, stage: int, missing: tuple[str, ...], message: str
+) -> None:
+    pipeline = toy_pipeline(WORDS)
+    pipeline.register_modules(**dict.fromkeys(missing))
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        PreferenceTask(_recipe(tmp_path / "model", tmp_path, stage), CPU)
+
+
+def test_a_validation_has_as_many_pairs_at_once_as_a_step_and_its_precision(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(model, tmp_path, lora=LoRA(rank=2, alpha=2))
+    wide = dataclasses.replace(recipe, phases=(dataclasses.replace(recipe.phases[0], batch=8),))
+    figures = PreferenceTask(wide, CPU).validate(tmp_path)
+    seen = []
+
+    class Watched(Stage1Errors):
+        """Errors that note how many samples there are at once, and whether they are rounded."""
+
+        def __call__(self, network: Any, point: Any, clean: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            seen.append((len(clean), torch.is_autocast_enabled("cpu")))
+            return super().__call__(network, point, clean, text)
+
+    monkeypatch.setattr("flashvideo.training.preference.Stage1Errors", Watched)
+    task = PreferenceTask(dataclasses.replace(recipe, bf16=True), CPU)
+    rounded = task.validate(tmp_path)
+    assert set(seen) == {(2, True)}
+    assert rounded["better_error"] == pytest.approx(figures["better_error"], rel=2e-2)
+    narrow = PreferenceTask(recipe, CPU).validate(tmp_path)
+    assert seen[-1] == (2, False) and narrow["told_apart"] == figures["told_apart"]
+    assert narrow["better_error"] == pytest.approx(figures["better_error"], rel=1e-5)
+
+
+def test_what_is_frozen_lies_in_16_bits_where_that_is_fast(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(model, tmp_path, bf16=True, lora=LoRA(rank=2, alpha=2))
+    assert transformer_dtype(recipe, torch.device("cuda")) == torch.bfloat16
+    assert transformer_dtype(dataclasses.replace(recipe, lora=None), torch.device("cuda")) == torch.float32
+    monkeypatch.setattr("flashvideo.training.starts.frozen_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("flashvideo.training.preference.frozen_dtype", lambda *_: torch.bfloat16)
+    task = PreferenceTask(recipe, CPU)
+    dtypes = {p.requires_grad: p.dtype for p in task.transformer.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    assert task.text["a red ball"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

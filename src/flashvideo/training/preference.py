@@ -26,17 +26,23 @@ from torch.utils.data import Dataset
 
 from flashvideo.degradations.latent import degrade_latents
 from flashvideo.flow import flow_matching_loss, interpolate, network_timestep, shift_time
+from flashvideo.models.lora import refuse_kept_lora
 from flashvideo.models.transformer import FlashVideoTransformer3DModel
+from flashvideo.pipelines.folders import model_folder
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.schedule import FlashVideoScheduler, add_noise, velocity_target
-from flashvideo.text import encode_prompts
+from flashvideo.text import encode_prompts, with_prefix
 from flashvideo.training.draws import Draws, sample_seed
 from flashvideo.training.lora import add_lora, save_lora
 from flashvideo.training.pairs import Pair, PairClips, find_pairs
 from flashvideo.training.recipes import PreferencePhase, PreferenceRecipe
 from flashvideo.training.rollout import visited_table
 from flashvideo.training.stage1 import draw_timesteps
+from flashvideo.training.starts import frozen_dtype, transformer_dtype
 from flashvideo.training.task import fallen
+
+_PLACES = 8
+"""At so many times and noises each held-out pair is judged."""
 
 
 def preference_loss(
@@ -57,6 +63,68 @@ def preference_loss(
     """
     advantage = -0.5 * beta * ((better - better_reference) - (worse - worse_reference))
     return -F.logsigmoid(advantage), advantage
+
+
+def _load(recipe: PreferenceRecipe) -> FlashVideoPipeline:
+    """The model to align.
+
+    Raises:
+        ValueError: If it lacks the stage or the text encoder, or Stage I is to learn and keeps a LoRA apart.
+    """
+    folder = model_folder(recipe.start)
+    if recipe.stage == "stage1":
+        refuse_kept_lora(folder)
+    pipeline = FlashVideoPipeline.from_pretrained(folder, stage1_lora=None)
+    if recipe.stage == "stage2" and pipeline.stage2_transformer is None:
+        raise ValueError(
+            f"the recipe's stage is stage2, which its start {recipe.start} does not have; give stage: stage1, or a "
+            "model that has both"
+        )
+    if pipeline.text_encoder is None or pipeline.tokenizer is None:
+        raise ValueError(
+            f"the recipe's start must have the folders text_encoder and tokenizer, which read the pairs' prompts; "
+            f"{recipe.start} has not"
+        )
+    return pipeline
+
+
+def _split_pairs(recipe: PreferenceRecipe) -> tuple[list[Pair], list[Pair]]:
+    """The pairs held out for validation, and those to learn from.
+
+    Raises:
+        ValueError: If the folder has none, or too few.
+    """
+    files = sorted(Path(recipe.pairs).glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"the recipe's pairs must be a folder of candidates, got {recipe.pairs}, which has none; "
+            "make them by 'flashvideo pairs'"
+        )
+    pairs = find_pairs(files, stage=recipe.stage, least_margin=recipe.least_margin)
+    held_out = max(1, round(recipe.held_out * len(pairs)))
+    if held_out >= len(pairs):
+        raise ValueError(f"training needs more pairs than the {held_out} held out, got {len(pairs)} in all")
+    return pairs[:held_out], pairs[held_out:]
+
+
+@torch.no_grad()
+def _embed(
+    pipeline: FlashVideoPipeline,
+    prompts: set[str],
+    recipe: PreferenceRecipe,
+    device: torch.device,
+    *,
+    max_text_tokens: int,
+) -> dict[str, Tensor]:
+    """Text embeddings (L, D) of prompts, on the CPU: as the stage reads them at inference, Stage II with its prefix."""
+    prefix = pipeline.preset.stage2.prompt_prefix if recipe.stage == "stage2" else ""
+    encoder = pipeline.text_encoder.to(device, frozen_dtype(recipe, device))
+    return {
+        prompt: encode_prompts(
+            [with_prefix(prompt, prefix)], pipeline.tokenizer, encoder, max_text_tokens=max_text_tokens
+        )[0].cpu()
+        for prompt in sorted(prompts)
+    }
 
 
 class Stage1Errors:
@@ -103,16 +171,22 @@ class Stage2Errors:
 
 
 class PreferenceTask:
-    """One stage's transformer, aligned with preferences; text encoder and VAE are not needed."""
+    """One stage's transformer, aligned with preferences; the text encoder reads each prompt once, at the start."""
 
     def __init__(self, recipe: PreferenceRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.seed)
-        pipeline = FlashVideoPipeline.from_pretrained(recipe.start)
+        self.held_out, self.pairs = _split_pairs(recipe)
+        pipeline = _load(recipe)
         self.scheduler_folder = f"{recipe.stage}_scheduler"
         self.scheduler = getattr(pipeline, self.scheduler_folder)
-        transformer = getattr(pipeline, f"{recipe.stage}_transformer").float().to(device)
-        # An adapter that is switched off leaves the reference; without one it is a copy.
+        transformer = getattr(pipeline, f"{recipe.stage}_transformer")
+        length = int(transformer.config.max_text_seq_length)
+        prompts = {pair.prompt for pair in (*self.held_out, *self.pairs)}
+        self.text = _embed(pipeline, prompts, recipe, device, max_text_tokens=length)
+        transformer.type(transformer_dtype(recipe, device)).to(device)
+        # An adapter that is switched off leaves the reference; without one it is a copy, in the dtype of what is
+        # trained, so that at first the two tell the same.
         self.copy: FlashVideoTransformer3DModel | None = None
         if recipe.lora is not None:
             add_lora(transformer, recipe.lora)
@@ -126,31 +200,6 @@ class PreferenceTask:
             if recipe.stage == "stage1"
             else Stage2Errors(recipe, preset.noise_step, preset.shift)
         )
-        files = sorted(Path(recipe.pairs).glob("*.safetensors"))
-        if not files:
-            raise ValueError(
-                f"the recipe's pairs must be a folder of candidates, got {recipe.pairs}, which has none; "
-                "make them by 'flashvideo pairs'"
-            )
-        pairs = find_pairs(files, stage=recipe.stage, least_margin=recipe.least_margin)
-        held_out = max(1, round(recipe.held_out * len(pairs)))
-        if held_out >= len(pairs):
-            raise ValueError(
-                f"training needs more pairs than the {held_out} held out, got {len(pairs)} in all"
-            )
-        self.held_out, self.pairs = pairs[:held_out], pairs[held_out:]
-        self.text = self._embed(pipeline, {pair.prompt for pair in pairs})
-
-    @torch.no_grad()
-    def _embed(self, pipeline: FlashVideoPipeline, prompts: set[str]) -> dict[str, Tensor]:
-        """Text embeddings (L, D) of all prompts, made once."""
-        length = int(self.transformer.config.max_text_seq_length)
-        encoder = pipeline.text_encoder.float().to(self.device)
-        texts = sorted(prompts)
-        embeds = [
-            encode_prompts([text], pipeline.tokenizer, encoder, max_text_tokens=length)[0] for text in texts
-        ]
-        return dict(zip(texts, embeds, strict=True))
 
     def dataset(self, phase_index: int, clips_per_step: int) -> Dataset:
         """Pairs of a phase."""
@@ -163,7 +212,7 @@ class PreferenceTask:
         """Direct preference optimisation, or the stage's own loss on the better videos."""
         phase = self.recipe.phases[phase_index]
         better, worse, low = (x.to(self.device) for x in batch[:3])
-        text = torch.stack([self.text[prompt] for prompt in batch[3]])
+        text = torch.stack([self.text[prompt] for prompt in batch[3]]).to(self.device)
         point = self.errors.point(low, phase, draws)
         if self.recipe.method == "finetune":
             return self.errors(self.transformer, point, better, text).mean(), {}
@@ -197,24 +246,35 @@ class PreferenceTask:
     def validate(self, folder: Path) -> dict[str, float]:
         """On held-out pairs: the better ones' error, and of preference optimisation the share told apart better."""
         told_apart, errors = [], []
-        phase = self.recipe.phases[-1]
         for index, pair in enumerate(self.held_out):
-            draws = Draws(self.recipe.seed, index, range(8), 8, self.device)
-            better, worse, low, text = self._repeated(pair, 8)
-            point = self.errors.point(low, phase, draws)
-            if self.recipe.method == "finetune":
-                own = self.errors(self.transformer, point, better, text)
-            else:
-                own, _, advantage = self._compare(point, better, worse, text)
-                told_apart.append(float(advantage.mean() > 0))
+            own, advantage = self._judge(pair, index)
             errors.append(own.mean().item())
+            if advantage is not None:
+                told_apart.append(float(advantage.mean() > 0))
         figures = {"better_error": sum(errors) / len(errors)}
         return figures | ({"told_apart": sum(told_apart) / len(told_apart)} if told_apart else {})
 
-    def _repeated(self, pair: Pair, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return tuple(  # type: ignore[return-value]
-            x.to(self.device).expand(count, *x.shape) for x in (*pair.read(), self.text[pair.prompt])
-        )
+    def _judge(self, pair: Pair, index: int) -> tuple[Tensor, Tensor | None]:
+        """A held-out pair at several places: the better one's errors and, of preference optimisation, the advantages.
+
+        As many places at once as a step takes pairs, so that a validation needs no more memory than a step.
+        """
+        phase = self.recipe.phases[-1]
+        tensors = [x.to(self.device) for x in (*pair.read(), self.text[pair.prompt])]
+        owns, advantages = [], []
+        for first in range(0, _PLACES, phase.batch):
+            places = range(first, min(first + phase.batch, _PLACES))
+            draws = Draws(self.recipe.seed, index, places, _PLACES, self.device)
+            better, worse, low, text = (x.expand(len(places), *x.shape) for x in tensors)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                point = self.errors.point(low, phase, draws)
+                if self.recipe.method == "finetune":
+                    owns.append(self.errors(self.transformer, point, better, text))
+                    continue
+                own, _, advantage = self._compare(point, better, worse, text)
+            owns.append(own)
+            advantages.append(advantage)
+        return torch.cat(owns), torch.cat(advantages) if advantages else None
 
     def score(self, values: Mapping[str, float]) -> float:
         """Share told apart, less what the better ones' error is."""

@@ -30,6 +30,7 @@ from flashvideo.presets import NANO, Preset
 from flashvideo.schedule import FlashVideoScheduler
 from flashvideo.text import build_word_tokenizer
 from flashvideo.training.config import Recipe
+from flashvideo.training.recipes import PreferenceRecipe
 from flashvideo.training.stage_recipes import Stage1Recipe, Stage2Recipe
 
 
@@ -59,7 +60,9 @@ def frozen_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if recipe.bf16 and device.type != "cpu" else torch.float32
 
 
-def transformer_dtype(recipe: Stage1Recipe | Stage2Recipe, device: torch.device) -> torch.dtype:
+def transformer_dtype(
+    recipe: Stage1Recipe | Stage2Recipe | PreferenceRecipe, device: torch.device
+) -> torch.dtype:
     """What a transformer's own weights lie in: float32 where they are trained.
 
     Beside an adapter, which is in float32, they are frozen; but parts that are spread over processes must be alike.
