@@ -289,6 +289,32 @@ def test_fine_tuning_on_what_was_liked_is_the_stages_own_loss_on_the_better_ones
     assert loss.item() == pytest.approx(math.log(2) + 2 * own.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["dpo", "finetune"])
+def test_dropped_text_is_zeros_for_both_videos_and_the_reference_and_nothing_else_changes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(Stage1Errors):
+        """Errors that note noise and text."""
+
+        def __call__(self, network: Any, point: Any, clean: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            seen.append((point[1], text))
+            return super().__call__(network, point, clean, text)
+
+    monkeypatch.setattr("flashvideo.training.preference.Stage1Errors", Watched)
+    recipe = _recipe(model, tmp_path, method=method)
+    for share in (0.0, 0.5, 1.0):
+        _loss(PreferenceTask(dataclasses.replace(recipe, text_dropout=share), CPU), step=1)
+    calls = len(seen) // 3
+    noises = [noise for noise, _ in seen]
+    kept, half, dropped = ([text for _, text in seen[i * calls : (i + 1) * calls]] for i in range(3))
+    assert calls == (4 if method == "dpo" else 1)
+    assert all(torch.equal(noise, noises[0]) for noise in noises)
+    assert all(text.flatten(1).any(1).all() for text in kept) and not any(text.any() for text in dropped)
+    assert {tuple(text.flatten(1).any(1).tolist()) for text in half} in ({(True, False)}, {(False, True)})
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_prompts_are_read_as_the_stage_reads_them_at_inference(
     toy_pipeline, tmp_path: Path, stage: int
@@ -373,6 +399,7 @@ def test_what_is_frozen_lies_in_16_bits_where_that_is_fast(
         ({"method": "ppo"}, "method must be one of dpo, finetune, got 'ppo'"),
         ({"start": ""}, "needs 'start'"),
         ({"beta": 0.0}, "beta must be positive"),
+        ({"text_dropout": 1.5}, "text_dropout must be between 0 and 1, got 1.5"),
         ({"pairs": "nowhere"}, "must be a folder of candidates, got nowhere"),
         ({"held_out": 0.99}, "needs more pairs than the 4 held out, got 4"),
     ],

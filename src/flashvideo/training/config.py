@@ -35,6 +35,17 @@ def check_positive(owner: object, *names: str) -> None:
             raise ValueError(f"{name} must be positive, got {getattr(owner, name)}")
 
 
+def check_share(owner: object, *names: str) -> None:
+    """Refuse attributes that are not within 0 to 1.
+
+    Raises:
+        ValueError: for the first that is not.
+    """
+    for name in names:
+        if not 0 <= getattr(owner, name) <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {getattr(owner, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """What every phase has.

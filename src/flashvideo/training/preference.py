@@ -214,6 +214,9 @@ class PreferenceTask:
         better, worse, low = (x.to(self.device) for x in batch[:3])
         text = torch.stack([self.text[prompt] for prompt in batch[3]]).to(self.device)
         point = self.errors.point(low, phase, draws)
+        # The last of the step's draws, so that without dropout all else is as it was.
+        keep = draws.uniform() >= self.recipe.text_dropout
+        text = text * keep[:, None, None]
         if self.recipe.method == "finetune":
             return self.errors(self.transformer, point, better, text).mean(), {}
         own, losses, advantage = self._compare(point, better, worse, text)

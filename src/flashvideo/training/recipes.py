@@ -12,7 +12,7 @@ import yaml
 
 from flashvideo.pipelines.folders import NANO_PATH
 from flashvideo.presets import NANO
-from flashvideo.training.config import LoRA, Phase, Recipe, check_least
+from flashvideo.training.config import LoRA, Phase, Recipe, check_least, check_share
 from flashvideo.training.reading import apply_override, build
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Phase, Stage2Recipe
 
@@ -108,6 +108,10 @@ class PreferenceRecipe(Recipe):
         better_weight: of the better videos' own error, which keeps a preference from being met by making both worse.
         least_margin: by how much scores must differ to make a pair.
         held_out: share of pairs kept for validation.
+        text_dropout: share of pairs trained with zeros for text, whatever the method: all of the weights move, and
+            what sampling is guided against shall stay in step with what it is guided to. Both videos of a pair, and
+            the reference, are without text together, as in the training code of Diffusion-DPO (arXiv 2311.12908).
+            Validation keeps all text. 0 suits a model that is sampled without guidance.
         sampler_steps: at Stage I compare only at the timesteps of a sampler of so many steps; 0 for all.
         lora: train an adapter beside frozen weights, which then are the reference; none trains all of them.
     """
@@ -120,12 +124,14 @@ class PreferenceRecipe(Recipe):
     better_weight: float = 0.0
     least_margin: float = 0.0
     held_out: float = 0.1
+    text_dropout: float = 0.1
     sampler_steps: int = 0
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, better_weight=0, sampler_steps=0)
+        check_share(self, "text_dropout")
         for name, known in (("stage", ("stage1", "stage2")), ("method", ("dpo", "finetune"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

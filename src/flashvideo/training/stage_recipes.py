@@ -11,7 +11,7 @@ from flashvideo.data.shapes_world import COLORS, MOTIONS, SHAPES, TEXTURES
 from flashvideo.degradations.pixel import PixelDegradation
 from flashvideo.presets import NUM_TRAIN_TIMESTEPS
 from flashvideo.training.clip_data import ClipData
-from flashvideo.training.config import LoRA, Phase, Recipe, check_least, check_positive
+from flashvideo.training.config import LoRA, Phase, Recipe, check_least, check_positive, check_share
 from flashvideo.training.reading import build
 
 
@@ -46,7 +46,7 @@ class Stage1Phase(Phase):
         super().__post_init__()
         if not 0 <= self.sampler_steps <= 1000:
             raise ValueError(f"sampler_steps must be 0 to 1000, got {self.sampler_steps}")
-        _check_share("rollout", self.rollout)
+        check_share(self, "rollout")
         if self.rollout and self.sampler_steps < 3:
             raise ValueError(f"rollout needs sampler_steps of at least 3, got {self.sampler_steps}")
         if self.keyframes < 0 or not 0 <= self.ends <= 1:
@@ -116,8 +116,7 @@ class Stage1Recipe(Recipe):
         _check_one_origin(self.start, self.text, "text")
         _check_vae(self.vae, self.start)
         _check_lora(self.lora, self.start)
-        _check_share("text_dropout", self.text_dropout)
-        _check_share("spread", self.spread)
+        check_share(self, "text_dropout", "spread")
         if self.lora is not None and self.train_text:
             raise ValueError("lora trains an adapter of the transformer alone; leave out train_text")
         check_least(self, watch_clips=1, preview_steps=0)
@@ -204,8 +203,7 @@ class Stage2Phase(Phase):
         for name in ("still_contrast_weight", "difference_weight"):
             if getattr(self, name) and set(used) == {1}:
                 raise ValueError(f"{name} needs more than one frame, got frames: 1; leave it out")
-        for name in ("natural", "text_dropout", "strong", "round_trip"):
-            _check_share(name, getattr(self, name))
+        check_share(self, "natural", "text_dropout", "strong", "round_trip")
         check_least(self, times_per_clip=1, contrast_weight=0, still_contrast_weight=0, difference_weight=0)
         if not 0 < self.speeds[0] <= self.speeds[1]:
             raise ValueError(f"speeds must be positive and rise, got {list(self.speeds)}")
@@ -308,7 +306,7 @@ class Stage2Recipe(Recipe):
             raise ValueError(f"positions must be rotary or absolute, got {self.positions!r}")
         check_least(self, watch_clips=1, watch_frames=1, scale=1)
         check_positive(self, "shift")
-        _check_share("strength", self.strength)
+        check_share(self, "strength")
         strong = (self.degradation or {}).get("strong")
         if strong is not None:
             raise ValueError(
@@ -370,11 +368,6 @@ def _check_precomputed(data: ClipData | None, precomputed: str) -> None:
 def _check_validation(data: ClipData | None, validation: ClipData | None) -> None:
     if validation is not None and data is None:
         raise ValueError("validation is for training on clips of one's own; give 'data' too, or leave it out")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
 def _check_vae(vae: str, start: str) -> None:
