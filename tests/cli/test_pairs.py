@@ -1,9 +1,10 @@
-"""`flashvideo pairs`: samples of each prompt, scored by a measure or by one's own function."""
+"""`flashvideo pairs`: samples of each prompt, scored by a measure or by one's own function, or videos of one's own."""
 
 import json
 
 import pytest
 import torch
+from transformers import T5EncoderModel
 
 from flashvideo.cli.pairs import load_scorer
 from flashvideo.training.pairs import read_candidates
@@ -60,3 +61,42 @@ def test_a_scorer_that_cannot_be_had_is_one_sentence(flashvideo, refusal, prompt
 def test_a_measure_that_says_nothing_of_a_clip_is_an_error():
     with pytest.raises(ValueError, match="says nothing of a clip of 1 frames"):
         load_scorer("flicker")(torch.zeros(1, 3, 16, 16), "a ball")
+
+
+def test_pairs_of_ones_own_are_encoded_without_the_text_encoder(
+    flashvideo, video_file, tmp_path, monkeypatch
+):
+    video_file("good.mp4")
+    video_file("bad.mp4")
+    table = tmp_path / "pairs.csv"
+    table.write_text("prompt,better,worse\na red circle moves left,good.mp4,bad.mp4\n")
+    loaded = []
+    monkeypatch.setattr(T5EncoderModel, "from_pretrained", lambda *_, **__: loaded.append(1))
+    outcome = flashvideo("pairs", "--table", table, "-o", tmp_path / "pairs", "--json")
+    assert outcome.code == 0 and not loaded, outcome.err
+    assert json.loads(outcome.out)["pairs"] == 1
+    (path,) = (tmp_path / "pairs").glob("*.safetensors")
+    assert read_candidates(path).scores == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--table", "t.csv", "--prompts", "p.txt"), "--prompts is for samples, and --table has videos"),
+        (("--table", "t.csv", "--scorer", "niqe"), "--scorer is for samples"),
+        (("--table", "t.csv", "--candidates", 3), "--candidates is for samples"),
+        (("--table", "t.csv", "--seed", 3), "--seed is for samples"),
+        (
+            ("--scorer", "niqe"),
+            "--prompts is missing; give --prompts and --scorer, or pairs of your own by --table",
+        ),
+        (("--prompts", "p.txt"), "--scorer is missing"),
+    ],
+)
+def test_samples_and_a_table_exclude_one_another(flashvideo, refusal, tmp_path, words, sentence):
+    assert sentence in refusal(lambda *w: flashvideo("pairs", *w), "-o", tmp_path / "pairs", *words, code=2)
+
+
+def test_a_table_that_is_not_there_is_one_sentence(flashvideo, refusal, tmp_path):
+    words = ("--table", tmp_path / "t.csv", "-o", tmp_path / "pairs")
+    assert "t.csv does not exist" in refusal(lambda *w: flashvideo("pairs", *w), *words)

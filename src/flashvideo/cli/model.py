@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
 
 
-def open_pipeline(arguments: argparse.Namespace, *, stage1: str | None = None) -> FlashVideoPipeline:
+def open_pipeline(
+    arguments: argparse.Namespace, *, stage1: str | None = None, reads_text: bool = True
+) -> FlashVideoPipeline:
     """Loads the pipeline that the options of `add_model_options` ask for; its own progress bars are off.
 
     Args:
         arguments: What was asked for.
         stage1: Another model to take Stage I from.
+        reads_text: Whether the text encoder is needed.
 
     With `--text-cache` the text encoder is left out: `encode_text` loads it when it is needed.
 
@@ -37,7 +40,7 @@ def open_pipeline(arguments: argparse.Namespace, *, stage1: str | None = None) -
             dtype=arguments.dtype,
             revision=arguments.revision,
             text_encoder=arguments.text_encoder,
-            load_text_encoder=arguments.text_cache is None,
+            load_text_encoder=reads_text and arguments.text_cache is None,
             vram=arguments.vram,
             weights=arguments.weights,
             stage1=stage1,

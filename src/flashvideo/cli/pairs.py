@@ -1,4 +1,4 @@
-"""`flashvideo pairs`: several samples of each prompt, scored, for preference alignment to learn from."""
+"""`flashvideo pairs`: what preference alignment learns from: samples of each prompt, scored, or videos of one's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashvideo.cli import arguments as shared
+from flashvideo.cli.arguments import UsageError
 from flashvideo.cli.files import check_folder
 from flashvideo.cli.model import model_label, open_pipeline, use_threads
 from flashvideo.cli.results import Phases, Result
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from flashvideo.pipelines.two_stage import FlashVideoPipeline
     from flashvideo.training.pairs import Scorer
 
+DEFAULT_CANDIDATES = 4
+"""Samples of each prompt."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser(
         "pairs",
-        help="sample and score a model's own videos, for preference alignment",
-        description="Make several samples of each prompt and score them: what a recipe of the task preference learns "
-        "from. A run that was stopped goes on with the same command.",
+        help="sample and score a model's own videos, or encode pairs of yours, for preference alignment",
+        description="Make several samples of each prompt and score them, or encode pairs of videos that you have: what "
+        "a recipe of the task preference learns from. A run that was stopped goes on with the same command.",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", required=True, help="folder of the candidates"
@@ -34,24 +38,31 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--prompts",
         type=Path,
         metavar="FILE",
-        required=True,
         help=".txt with one in a line, or .csv or .jsonl with the column prompt",
     )
     parser.add_argument(
         "--scorer",
         metavar="NAME",
-        required=True,
         help="a measure that 'flashvideo evaluate' has for videos alone or with their prompts, such as niqe or "
         "all_attributes; or module:function, from frames (F, 3, H, W) in [-1, 1] and the prompt to a number, higher "
         "for better",
     )
-    parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="whose samples (default: 1)")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="pairs of your own instead: .csv, .jsonl or .parquet with the columns prompt, better and worse, videos or "
+        "pictures by their paths from the table's folder, and with --stage 2 low, the small one that both were "
+        "enlarged from",
+    )
+    parser.add_argument(
+        "--stage", type=int, choices=(1, 2), default=1, help="which stage is to learn (default: 1)"
+    )
     parser.add_argument(
         "--candidates",
         type=shared.whole_number(least=2),
-        default=4,
         metavar="N",
-        help="samples of each prompt (default: 4)",
+        help=f"samples of each prompt (default: {DEFAULT_CANDIDATES})",
     )
     shared.add_seed(parser, default=0)
     shared.add_model_options(parser)
@@ -60,11 +71,55 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> Result:
-    """Samples and scores.
+    """Samples and scores, or encodes.
 
     Raises:
         ValueError: In one sentence, what is wrong with an argument.
     """
+    _check_options(arguments)
+    return _sample(arguments) if arguments.table is None else _encode(arguments)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses options of samples beside a table, and neither.
+
+    Raises:
+        UsageError: If they contradict or lack one another.
+    """
+    given = {name: getattr(arguments, name) is not None for name in ("prompts", "scorer", "candidates")}
+    given["seed"] = arguments.seed != 0
+    if arguments.table is not None:
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UsageError(
+                f"--{name} is for samples, and --table has videos that are there; drop one of the two"
+            )
+        return
+    for name in ("prompts", "scorer"):
+        if not given[name]:
+            raise UsageError(
+                f"--{name} is missing; give --prompts and --scorer, or pairs of your own by --table"
+            )
+
+
+def _encode(arguments: argparse.Namespace) -> Result:
+    """Encodes pairs of one's own."""
+    from flashvideo.training.own_pairs import encode_own_pairs, read_own_pairs
+
+    check_folder(arguments.output)
+    stage = f"stage{arguments.stage}"
+    pairs = read_own_pairs(arguments.table, stage=stage)
+    phases = Phases()
+    with use_threads(arguments.threads):
+        with phases("load"):
+            pipeline = open_pipeline(arguments, reads_text=False)
+        with phases("encode"):
+            files = encode_own_pairs(pipeline, pairs, arguments.output, stage=stage)
+    data = {"output": str(arguments.output), "pairs": len(files), "seconds": phases.as_data()}
+    return Result(data=data, text=f"wrote {arguments.output}: {len(files)} pairs\n{phases.as_text()}")
+
+
+def _sample(arguments: argparse.Namespace) -> Result:
+    """Samples and scores."""
     from flashvideo.evaluation.sweep.items import prompt_items
     from flashvideo.training.pairs import make_candidates, read_scores
 
@@ -82,7 +137,7 @@ def run(arguments: argparse.Namespace) -> Result:
                 scorer,
                 arguments.output,
                 stage=f"stage{arguments.stage}",
-                count=arguments.candidates,
+                count=arguments.candidates or DEFAULT_CANDIDATES,
                 seed=arguments.seed,
                 about=_about(arguments, pipeline),
             )

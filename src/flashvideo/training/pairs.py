@@ -1,4 +1,6 @@
-"""Pairs of a better and a worse video for preference alignment, made from a model's own samples or from files.
+"""Pairs of a better and a worse video for preference alignment, made from a model's own samples.
+
+Those of files are made by `flashvideo.training.own_pairs`; they are stored and read alike.
 
 A folder of pairs has one file for each prompt, the latents of all its candidates and their scores, and a description
 of what made them. Which of them make a pair is decided when they are read.
@@ -46,12 +48,14 @@ class Candidates:
         latents: Clean latents of each candidate (N, f, C, h, w), as the stage's transformer sees them.
         scores: One for each, higher for better.
         low: For Stage II the encoded upscaled preview (f, C, h, w) that all of them were made from.
+        source: Where they were made from files a hash of these.
     """
 
     prompt: str
     latents: Tensor
     scores: tuple[float, ...]
     low: Tensor | None = None
+    source: str = ""
 
 
 def write_candidates(path: Path, candidates: Candidates) -> None:
@@ -60,6 +64,8 @@ def write_candidates(path: Path, candidates: Candidates) -> None:
     if candidates.low is not None:
         tensors["low"] = candidates.low.to(torch.bfloat16).contiguous().cpu()
     content = {"prompt": candidates.prompt, "scores": list(candidates.scores)}
+    if candidates.source:
+        content["source"] = candidates.source
     write_tensors(path, tensors, {HEADER: content})
 
 
@@ -69,12 +75,13 @@ def read_candidates(path: Path) -> Candidates:
     Raises:
         ValueError: If the file is not one of candidates.
     """
-    with _opened(path) as (file, content):
+    with open_candidates(path) as (file, content):
         return Candidates(
             prompt=content["prompt"],
             latents=file.get_tensor("latents").float(),
             scores=tuple(content["scores"]),
             low=file.get_tensor("low").float() if "low" in file.keys() else None,  # noqa: SIM118
+            source=content.get("source", ""),
         )
 
 
@@ -84,13 +91,20 @@ def read_scores(path: Path) -> tuple[float, ...]:
     Raises:
         ValueError: If the file is not one of candidates.
     """
-    with _opened(path) as (_, content):
+    with open_candidates(path) as (_, content):
         return tuple(content["scores"])
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A file of candidates with its prompt and scores, no latents read yet."""
+def open_candidates(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Opens a file of candidates; no latents are read yet.
+
+    Yields:
+        What `safetensors.safe_open` gives; prompt, scores and, if there is one, source by these names.
+
+    Raises:
+        ValueError: If the file is not one of candidates.
+    """
     with open_tensors(path, key=HEADER, kind="candidates") as (file, content):
         if (
             content is None
@@ -148,9 +162,9 @@ def make_candidates(
         for part in STAGES[: STAGES.index(stage) + 1]
         for name, value in pipeline.preset.to_dict()[part].items()
     }
-    _describe(output, {"stage": stage, "count": count, "seed": seed, **settings, **(about or {})})
+    describe_candidates(output, {"stage": stage, "count": count, "seed": seed, **settings, **(about or {})})
     files = [output / f"{index:06}{SUFFIX}" for index in range(len(prompts))]
-    _check_prompts(output, dict(zip(files, prompts, strict=True)))
+    check_prompts(output, dict(zip(files, prompts, strict=True)))
     for path in files:
         if not path.exists():
             remove_leftovers(path)
@@ -162,8 +176,12 @@ def make_candidates(
     return files
 
 
-def _describe(folder: Path, about: dict[str, Any]) -> None:
-    """Writes a folder's description; refuses a folder with another one, or with candidates and none."""
+def describe_candidates(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes a folder's description, of values that JSON can hold; its `origin` is samples where it does not say.
+
+    Raises:
+        ValueError: If it has another description, or candidates and none.
+    """
     path = folder / DESCRIPTION
     found = read_description(path, "flashvideo pairs")
     if found is None:
@@ -174,23 +192,28 @@ def _describe(folder: Path, about: dict[str, Any]) -> None:
         remove_leftovers(path)
         write_description(path, about)
         return
-    for name in {**about, **found}:
-        if about.get(name) != found.get(name):
+    wanted, there = ({"origin": "samples", **values} for values in (about, found))
+    for name in {**wanted, **there}:
+        if wanted.get(name) != there.get(name):
             raise ValueError(
-                f"{folder} holds candidates of another {name}, {found.get(name)} instead of {about.get(name)}; "
+                f"{folder} holds candidates of another {name}, {there.get(name)} instead of {wanted.get(name)}; "
                 "choose another folder, or delete it"
             )
 
 
-def _check_prompts(folder: Path, prompts: Mapping[Path, str]) -> None:
-    """Refuses files of other prompts than theirs, and those of none."""
+def check_prompts(folder: Path, prompts: Mapping[Path, str]) -> None:
+    """Checks that all files of candidates are of the prompts that are asked for.
+
+    Raises:
+        ValueError: If one is of another prompt than its own, or of none.
+    """
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         if path not in prompts:
             raise ValueError(
                 f"{path} is beyond the {len(prompts)} prompts, and would be trained on too; give all prompts, or "
                 "choose another folder"
             )
-        with _opened(path) as (_, content):
+        with open_candidates(path) as (_, content):
             if content["prompt"] != prompts[path]:
                 raise ValueError(
                     f"{path} holds candidates of another prompt, {content['prompt']!r} instead of {prompts[path]!r}; "
@@ -258,7 +281,7 @@ class Pair:
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """The better one's latents, the worse one's, and what both were made from, zeros at Stage I; (f, C, h, w)."""
-        with _opened(self.path) as (file, _):
+        with open_candidates(self.path) as (file, _):
             latents = file.get_slice("latents")
             better, worse = (latents[number].float() for number in (self.better, self.worse))
             has_low = "low" in file.keys()  # noqa: SIM118 - it is not a dict
@@ -278,7 +301,7 @@ def find_pairs(files: Sequence[Path], *, stage: str, least_margin: float = 0.0) 
     """
     pairs = []
     for path in files:
-        with _opened(path) as (file, content):
+        with open_candidates(path) as (file, content):
             # What they were made from is there at Stage II alone.
             found = "stage2" if "low" in file.keys() else "stage1"  # noqa: SIM118 - it is not a dict
             scores: list[float] = content["scores"]

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flashvideo.data.clips.entries import (
@@ -42,17 +42,14 @@ def list_table(url: str, *, source: str, least_score: float | None = None) -> Li
             is asked for, or no row's score is high enough.
         ImportError: If it is a Parquet file and pyarrow is not installed.
     """
-    system, path = file_system(url)
-    if not system.isfile(path):
-        raise ValueError(f"{url} does not exist, expected a table of clips; check the name")
-    columns, rows = _read(url, system, path)
+    columns, rows = read_table(url, used=USED_COLUMNS)
     for keys in (PATH_KEYS, CAPTION_KEYS):
         if not set(keys) & set(columns):
             found = ", ".join(columns) or "none"
             raise ValueError(
                 f"{url} must have a column {keys[0]!r} (or {keys[1]!r}), got the columns {found}; rename one"
             )
-    folder = posixpath.dirname(full_url(system, path))
+    folder = posixpath.dirname(full_url(*file_system(url)))
     named = [(row, f"row {number} of {url}") for number, row in enumerate(rows, start=1)]
     if least_score is not None:
         scores = [_number(row, "score", math.nan, where, expected="a number") for row, where in named]
@@ -74,11 +71,23 @@ def _check_scores(url: str, scores: list[float], least: float) -> None:
         )
 
 
-def _read(url: str, system: Any, path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows of a table."""
+def read_table(url: str, *, used: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns and rows of a table, whose suffix is one of `TABLE_SUFFIXES`.
+
+    Args:
+        url: Path or URL of the table.
+        used: Columns that are wanted: of Parquet, whose others may be large, no more is read.
+
+    Raises:
+        ValueError: If it is not there, or cannot be read.
+        ImportError: If it is a Parquet file and pyarrow is not installed.
+    """
+    system, path = file_system(url)
+    if not system.isfile(path):
+        raise ValueError(f"{url} does not exist, expected a table of clips; check the name")
     with system.open(path, "rb") as file:
         if suffix_of(url) == ".parquet":
-            return _read_parquet(file, url)
+            return _read_parquet(file, url, used)
         try:
             text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -106,7 +115,7 @@ def _json_lines(url: str, text: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _read_parquet(file: Any, url: str) -> tuple[list[str], list[dict[str, Any]]]:
+def _read_parquet(file: Any, url: str, used: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -116,7 +125,7 @@ def _read_parquet(file: Any, url: str) -> tuple[list[str], list[dict[str, Any]]]
     try:
         table = parquet.ParquetFile(file)
         columns = list(table.schema_arrow.names)
-        return columns, table.read(columns=[name for name in columns if name in USED_COLUMNS]).to_pylist()
+        return columns, table.read(columns=[name for name in columns if name in used]).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are either
         reason = str(error).splitlines()[0]
         raise ValueError(f"{url} must be a Parquet table, which it is not: {reason}") from None
