@@ -25,7 +25,11 @@ BFLOAT16 = {"rtol": 1e-2, "atol": 2e-2}
 
 @pytest.fixture
 def pipeline(toy_pipeline) -> FlashVideoPipeline:
-    made: FlashVideoPipeline = toy_pipeline(["a", "red", "blue", "ball"])
+    made: FlashVideoPipeline = toy_pipeline(
+        ["a", "red", "blue", "ball"],
+        stage1={"num_frames": 9, "latent_scale": 0.7},
+        stage2={"latent_scale": 1.3},
+    )
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -135,8 +139,11 @@ def test_what_was_enlarged_and_cut_to_size_keeps_its_place_over_the_low_one(
     torch.testing.assert_close(read_candidates(path).low, expected[0], **BFLOAT16)
 
 
+@pytest.mark.parametrize(
+    ("count", "taken"), [(14, 5), (30, 9)]
+)  # 7 and 15 at the model's rate, which makes 9
 def test_faster_videos_are_brought_to_the_models_rate_and_cut_to_what_the_vae_packs(
-    pipeline: FlashVideoPipeline, tmp_path: Path
+    pipeline: FlashVideoPipeline, tmp_path: Path, count: int, taken: int
 ) -> None:
     row = {"prompt": "a ball"}
     for seed, name in enumerate(("better", "worse")):
@@ -144,7 +151,7 @@ def test_faster_videos_are_brought_to_the_models_rate_and_cut_to_what_the_vae_pa
             tmp_path, f"{name}.mp4", (16, 24), seed=seed, count=14, rate=16
         )  # 7 frames at rate 8
     (path,) = encode_own_pairs(pipeline, read_own_pairs(_table(tmp_path, [row])), tmp_path / "pairs")
-    pixels = read_video(tmp_path / "better.mp4").frames[:9:2]
+    pixels = read_video(tmp_path / "better.mp4").frames[: 2 * taken : 2]
     expected = encode_pixels(pipeline.vae, pixels[None], scale=pipeline.preset.stage1.latent_scale)
     torch.testing.assert_close(read_candidates(path).latents[0], expected[0], **BFLOAT16)
 
