@@ -139,17 +139,14 @@ def test_what_was_enlarged_and_cut_to_size_keeps_its_place_over_the_low_one(
     torch.testing.assert_close(read_candidates(path).low, expected[0], **BFLOAT16)
 
 
-@pytest.mark.parametrize(
-    ("count", "taken"), [(14, 5), (30, 9)]
-)  # 7 and 15 at the model's rate, which makes 9
+# At the model's rate they are 7 and 15 frames; it makes 9 at most.
+@pytest.mark.parametrize(("count", "taken"), [(14, 5), (30, 9)])
 def test_faster_videos_are_brought_to_the_models_rate_and_cut_to_what_the_vae_packs(
     pipeline: FlashVideoPipeline, tmp_path: Path, count: int, taken: int
 ) -> None:
     row = {"prompt": "a ball"}
     for seed, name in enumerate(("better", "worse")):
-        row[name] = _file(
-            tmp_path, f"{name}.mp4", (16, 24), seed=seed, count=14, rate=16
-        )  # 7 frames at rate 8
+        row[name] = _file(tmp_path, f"{name}.mp4", (16, 24), seed=seed, count=count, rate=16)
     (path,) = encode_own_pairs(pipeline, read_own_pairs(_table(tmp_path, [row])), tmp_path / "pairs")
     pixels = read_video(tmp_path / "better.mp4").frames[: 2 * taken : 2]
     expected = encode_pixels(pipeline.vae, pixels[None], scale=pipeline.preset.stage1.latent_scale)
