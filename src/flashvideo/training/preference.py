@@ -88,8 +88,8 @@ def _load(recipe: PreferenceRecipe) -> FlashVideoPipeline:
     return pipeline
 
 
-def _split_pairs(recipe: PreferenceRecipe) -> tuple[list[Pair], list[Pair]]:
-    """The pairs held out for validation, and those to learn from.
+def split_pairs(recipe: PreferenceRecipe) -> tuple[list[Pair], list[Pair]]:
+    """The pairs held out for validation, and those to learn from; no latents are read, and no model.
 
     Raises:
         ValueError: If the folder has none, or too few.
@@ -176,7 +176,7 @@ class PreferenceTask:
     def __init__(self, recipe: PreferenceRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.seed)
-        self.held_out, self.pairs = _split_pairs(recipe)
+        self.held_out, self.pairs = split_pairs(recipe)
         pipeline = _load(recipe)
         self.scheduler_folder = f"{recipe.stage}_scheduler"
         self.scheduler = getattr(pipeline, self.scheduler_folder)
