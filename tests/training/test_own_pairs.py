@@ -170,7 +170,10 @@ def test_an_interrupted_encoding_goes_on_and_changed_videos_or_other_candidates_
     with pytest.raises(KeyboardInterrupt):
         encode_own_pairs(pipeline, found, output)
     assert sorted(path.name for path in output.iterdir()) == ["000000.safetensors", "candidates.json"]
+    killed = output / "000001.safetensors.7-0123abcd.part"
+    killed.touch()
     assert len(encode_own_pairs(pipeline, found, output)) == 3 and len(calls) == 4
+    assert not killed.exists()
     with pytest.raises(ValueError, match="beyond the 2 prompts"):
         encode_own_pairs(pipeline, found[:2], output)
     with pytest.raises(ValueError, match="candidates of another origin, files instead of samples"):

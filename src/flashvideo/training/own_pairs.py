@@ -26,7 +26,7 @@ from flashvideo.data.clips.entries import IMAGE_SUFFIXES
 from flashvideo.data.clips.files import ClipError, ClipFile
 from flashvideo.data.clips.tables import TABLE_SUFFIXES, read_table
 from flashvideo.pipelines.sizes import check_crop, crop_offset, upscale_factor
-from flashvideo.pipelines.tensor_file import SUFFIX
+from flashvideo.pipelines.tensor_file import SUFFIX, remove_leftovers
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.shapes import vae_factors
 from flashvideo.training.descriptions import DECODES_ONLY, weights_fingerprint
@@ -182,6 +182,7 @@ def encode_own_pairs(
     todo = [index for index, path in enumerate(files) if not _is_there(path, sources[index])]
     with at_work(pipeline.execution_device, pipeline.vae):
         for index in tqdm(todo, desc="pairs"):
+            remove_leftovers(files[index])
             latents, low = _encode(clips[index], num_frames, pipeline, stage)
             write_candidates(
                 files[index],
