@@ -12,6 +12,7 @@ from PIL import Image
 from flashvideo.cli import main
 from flashvideo.training.dry_run import dry_run
 from flashvideo.training.first_batch import Row, draw_batch
+from flashvideo.training.pairs import Candidates, write_candidates
 from flashvideo.training.recipes import load_recipe
 from flashvideo.video import write_video
 
@@ -126,3 +127,28 @@ def test_the_picture_has_a_row_per_clip_with_what_is_made_of_it(tmp_path):
     picture = Image.open(draw_batch(rows, tmp_path / "batch.png")).convert("L")
     assert picture.width == 6 * 200
     assert picture.getpixel((100, 50)) == 255 and picture.getpixel((1100, 50)) == 0
+
+
+def test_of_an_alignment_pairs_are_counted_and_a_folder_without_any_is_noted(tmp_path):
+    values = {
+        "task": "preference",
+        "stage": "stage1",
+        "start": "nano",
+        "pairs": str(tmp_path / "pairs"),
+        "output": str(tmp_path / "run"),
+        "least_margin": 0.5,
+        "phases": [{"steps": 9, "batch": 4, "frames": 5, "learning_rate": 1e-3}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    (phase,) = (found := dry_run(recipe, CPU)).phases
+    assert phase.samples == 0 and any("which has none; make them by" in note for note in found.notes)
+    (tmp_path / "pairs").mkdir()
+    for index in range(12):
+        scores = (0.0, 1.0 if index else 0.1)
+        candidates = Candidates(prompt=f"{index}", latents=torch.zeros(2, 1, 2, 4, 4), scores=scores)
+        write_candidates(tmp_path / "pairs" / f"{index:06}.safetensors", candidates)
+    (phase,) = (found := dry_run(recipe, CPU, gpus=2)).phases
+    assert (phase.samples, phase.clips_per_step, phase.steps_per_epoch) == (10, 8, 2)
+    assert phase.clips == "10 pairs to learn from, 1 held out; of 12 files the others differ by too little"
+    assert not any("refused" in note for note in found.notes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flashvideo.data.clips.files import ClipFile
+from flashvideo.pipelines.tensor_file import SUFFIX
 from flashvideo.shapes import latent_shape, vae_factors
 from flashvideo.training.clip_data import StepClips
 from flashvideo.training.config import Phase, Recipe
@@ -19,7 +20,8 @@ from flashvideo.training.model_configs import recipe_configs
 from flashvideo.training.optimizers import learning_rate
 from flashvideo.training.precomputed import StepLatents, step_latents
 from flashvideo.training.precomputed_description import describe_settings
-from flashvideo.training.recipes import VAERecipe
+from flashvideo.training.preference import split_pairs
+from flashvideo.training.recipes import PreferenceRecipe
 from flashvideo.training.samples import clips_to_watch, own_samples
 from flashvideo.training.stage_recipes import Stage1Phase, Stage1Recipe, Stage2Recipe
 from flashvideo.training.step_memory import Estimate, Sizes, StepMemory, phase_shapes
@@ -117,25 +119,11 @@ def dry_run(
         vram_bytes: Memory of each of them.
         output: Folder for the picture; the recipe's output by default.
     """
-    configs = recipe_configs(recipe) if isinstance(recipe, Stage1Recipe | Stage2Recipe | VAERecipe) else None
     processes = max(1, gpus)
+    if isinstance(recipe, PreferenceRecipe):
+        return _alignment(recipe, processes)
     notes: list[str] = []
-    if configs is None:
-        notes.append(f"sizes and memory are not estimated for the task {recipe.task}")
-        outlooks = tuple(_outlook(recipe, i, None, processes, None) for i in range(len(recipe.phases)))
-        return DryRun(
-            task=recipe.task,
-            sizes=None,
-            missing=(),
-            processes=processes,
-            phases=outlooks,
-            fits=None,
-            picture=None,
-            notes=(
-                *notes,
-                "the first batch is not drawn: it is of candidates that were made and scored before",
-            ),
-        )
+    configs = recipe_configs(recipe)
     estimate = Estimate(configs, torch.device("cuda") if gpus else device)
     owns = _own_clips(recipe, estimate, processes, notes)
     outlooks = tuple(_outlook(recipe, i, estimate, processes, own) for i, own in enumerate(owns))
@@ -152,6 +140,44 @@ def dry_run(
         fits=fits,
         picture=picture,
         notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _alignment(recipe: PreferenceRecipe, processes: int) -> DryRun:
+    """What an alignment would do; no model is read."""
+    notes = [
+        "sizes and memory are not estimated for the task preference",
+        "the first batch is not drawn: it is of latents that were made before",
+    ]
+    outlooks = [_outlook(recipe, index, None, processes, None) for index in range(len(recipe.phases))]
+    try:
+        held_out, pairs = split_pairs(recipe)
+    except ValueError as error:
+        notes.append(f"training will be refused: {_first_line(error)}")
+    else:
+        files = len(list(Path(recipe.pairs).glob(f"*{SUFFIX}")))
+        told = (
+            f"{len(pairs)} pairs to learn from, {len(held_out)} held out; of {files} files the others differ by too "
+            "little"
+        )
+        outlooks = [
+            replace(
+                outlook,
+                clips=told,
+                samples=len(pairs),
+                steps_per_epoch=-(-len(pairs) // outlook.clips_per_step),
+            )
+            for outlook in outlooks
+        ]
+    return DryRun(
+        task=recipe.task,
+        sizes=None,
+        missing=(),
+        processes=processes,
+        phases=tuple(outlooks),
+        fits=None,
+        picture=None,
+        notes=tuple(notes),
     )
 
 
