@@ -1,5 +1,6 @@
 """The script of the studies: what is there already passes for nothing that it is not."""
 
+import copy
 import importlib.util
 import sys
 from importlib.machinery import SourceFileLoader
@@ -72,3 +73,20 @@ def test_tables_have_what_was_measured_and_differences_of_the_same_clips(studies
     assert "| bicubic | 8x8 | 9 (9 to 9) |" in rows
     assert "| pixel less none | 8x8 | 1 (1 to 1) |" in rows
     assert not any("bicubic less" in row for row in rows)
+
+
+def test_a_runs_own_transformer_is_what_is_measured(
+    studies, toy_pipeline, monkeypatch, tmp_path: Path
+) -> None:
+    pipeline = toy_pipeline(["a", "red"])
+    monkeypatch.setattr(studies, "load_pipeline", lambda start: pipeline)
+    monkeypatch.setattr(studies, "compare", lambda *_: {"gradient_energy": 0.0, "filter_bank": 0.0})
+    changed = copy.deepcopy(pipeline.stage1_transformer)
+    for parameter in changed.parameters():
+        parameter.data.mul_(0.5)
+    changed.save_pretrained(tmp_path / "run" / "stage1_transformer")
+    seen = []
+    monkeypatch.setattr(studies, "outline_margin", lambda clip, shape: seen.append(clip) or 0.0)
+    for run in ("none", "run"):
+        list(studies.measure_stage1(tmp_path / run, (32, 48), "nano", 1))
+    assert not seen[0].equal(seen[1])
