@@ -262,7 +262,8 @@ def _own_warping(subject: Subject) -> float | None:
 
 
 def _outline_margin(subject: Subject) -> float | None:
-    return None if subject.prompt is None else outline_margin_to_prompt(subject.frames, subject.prompt)
+    assert subject.prompt is not None
+    return outline_margin_to_prompt(subject.frames, subject.prompt)
 
 
 def _read(name: str) -> Callable[[Subject], float | None]:

@@ -26,16 +26,14 @@ from flashvideo.data.clips.entries import IMAGE_SUFFIXES
 from flashvideo.data.clips.files import ClipError, ClipFile
 from flashvideo.data.clips.tables import TABLE_SUFFIXES, read_table
 from flashvideo.pipelines.sizes import check_crop, crop_offset, upscale_factor
-from flashvideo.pipelines.tensor_file import SUFFIX, remove_leftovers
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.shapes import vae_factors
 from flashvideo.training.descriptions import DECODES_ONLY, weights_fingerprint
 from flashvideo.training.pairs import (
-    STAGES,
     Candidates,
-    check_prompts,
-    describe_candidates,
+    check_stage,
     open_candidates,
+    prepare_folder,
     write_candidates,
 )
 from flashvideo.training.starts import at_work
@@ -103,7 +101,7 @@ def read_own_pairs(table: Path, *, stage: str = "stage1") -> list[OwnPair]:
         ValueError: If it cannot be read, or a row lacks something or names a file that is not there.
         ImportError: If it is a Parquet file and pyarrow is not installed.
     """
-    _check_stage(stage)
+    check_stage(stage)
     if table.suffix.lower() not in TABLE_SUFFIXES:
         raise ValueError(
             f"a table of pairs must be a {', '.join(TABLE_SUFFIXES)} file, got {table}; convert it"
@@ -122,11 +120,6 @@ def read_own_pairs(table: Path, *, stage: str = "stage1") -> list[OwnPair]:
     if not pairs:
         raise ValueError(f"{table} must have at least one pair, got none; write one in a row")
     return pairs
-
-
-def _check_stage(stage: str) -> None:
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
 
 
 def _own_pair(row: Mapping[str, Any], where: str, folder: Path, roles: Sequence[str]) -> OwnPair:
@@ -169,20 +162,17 @@ def encode_own_pairs(
         ValueError: If a video cannot be read or is too small, videos that belong together differ in length or size,
             or the folder holds candidates of anything else than these pairs.
     """
-    _check_stage(stage)
+    check_stage(stage)
     if stage == "stage2":
         pipeline.check_has_stage2()
     clips = [_look_at(pair, pipeline, stage) for pair in pairs]
     num_frames = _common_length(pairs, clips, pipeline)
-    output.mkdir(parents=True, exist_ok=True)
-    describe_candidates(output, _about(pipeline, stage, num_frames))
-    files = [output / f"{index:06}{SUFFIX}" for index in range(len(pairs))]
-    check_prompts(output, {path: pair.prompt for path, pair in zip(files, pairs, strict=True)})
+    prompts = [pair.prompt for pair in pairs]
+    files = prepare_folder(output, prompts, _about(pipeline, stage, num_frames))
     sources = [_digest(pair) for pair in pairs]
     todo = [index for index, path in enumerate(files) if not _is_there(path, sources[index])]
     with at_work(pipeline.execution_device, pipeline.vae):
         for index in tqdm(todo, desc="pairs"):
-            remove_leftovers(files[index])
             latents, low = _encode(clips[index], num_frames, pipeline, stage)
             write_candidates(
                 files[index],

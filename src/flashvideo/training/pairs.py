@@ -149,25 +149,19 @@ def make_candidates(
     Raises:
         ValueError: If an argument makes no sense, or the folder holds candidates of anything else than what is asked.
     """
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    check_stage(stage)
     if count < 2:
         raise ValueError(f"a pair needs at least 2 candidates, got {count}")
     if not prompts:
         raise ValueError("candidates need at least one prompt, got none")
-    output.mkdir(parents=True, exist_ok=True)
     # Stage II's candidates are made from previews, whose settings count too.
     settings = {
         f"{part}.{name}": value
         for part in STAGES[: STAGES.index(stage) + 1]
         for name, value in pipeline.preset.to_dict()[part].items()
     }
-    describe_candidates(output, {"stage": stage, "count": count, "seed": seed, **settings, **(about or {})})
-    files = [output / f"{index:06}{SUFFIX}" for index in range(len(prompts))]
-    check_prompts(output, dict(zip(files, prompts, strict=True)))
-    for path in files:
-        if not path.exists():
-            remove_leftovers(path)
+    described = {"stage": stage, "count": count, "seed": seed, **settings, **(about or {})}
+    files = prepare_folder(output, prompts, described)
     sample = _previews if stage == "stage1" else _enlargements
     for index, prompt in enumerate(tqdm(prompts, desc="candidates")):
         if not files[index].exists():
@@ -176,12 +170,42 @@ def make_candidates(
     return files
 
 
-def describe_candidates(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes a folder's description, of values that JSON can hold; its `origin` is samples where it does not say.
+def check_stage(stage: str) -> None:
+    """Refuses what is no stage.
 
     Raises:
-        ValueError: If it has another description, or candidates and none.
+        ValueError: If it is none of `STAGES`.
     """
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+
+
+def prepare_folder(folder: Path, prompts: Sequence[str], about: Mapping[str, Any]) -> list[Path]:
+    """Makes a folder ready for candidates, or for more of them: described, and without what killed runs left.
+
+    Args:
+        folder: Of the files.
+        prompts: One for each file.
+        about: What made the candidates, as JSON can hold it; its `origin` is samples where it does not say.
+
+    Returns:
+        The files, which may be there already.
+
+    Raises:
+        ValueError: If the folder holds candidates of anything else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _describe(folder, about)
+    files = [folder / f"{index:06}{SUFFIX}" for index in range(len(prompts))]
+    _check_prompts(folder, dict(zip(files, prompts, strict=True)))
+    for path in files:
+        if not path.exists():
+            remove_leftovers(path)
+    return files
+
+
+def _describe(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes a folder's description; refuses a folder with another one, or with candidates and none."""
     path = folder / DESCRIPTION
     found = read_description(path, "flashvideo pairs")
     if found is None:
@@ -201,12 +225,8 @@ def describe_candidates(folder: Path, about: Mapping[str, Any]) -> None:
             )
 
 
-def check_prompts(folder: Path, prompts: Mapping[Path, str]) -> None:
-    """Checks that all files of candidates are of the prompts that are asked for.
-
-    Raises:
-        ValueError: If one is of another prompt than its own, or of none.
-    """
+def _check_prompts(folder: Path, prompts: Mapping[Path, str]) -> None:
+    """Refuses files of other prompts than theirs, and those of none."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         if path not in prompts:
             raise ValueError(
