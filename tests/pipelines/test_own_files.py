@@ -32,7 +32,13 @@ def test_a_video_and_a_still_get_figures_and_pictures(run, tmp_path, clip):
     still = save_image(tmp_path / "in.png", clip[0, 0])
     records = run(video, still, "--pictures", tmp_path / "pictures")
     assert {"vae_psnr", "stage2_psnr", "bicubic_psnr", "stage2_colour_shift"} <= set(records["in.png"])
-    of_video = {"fidelity", "stage2_flicker", "lanczos_flicker", "stage2_frame_difference"}
+    of_video = {
+        "fidelity",
+        "stage2_flicker",
+        "lanczos_flicker",
+        "stage2_frame_difference",
+        "truth_restored_flicker",
+    }
     assert of_video <= set(records["in.mp4"]) and not of_video & set(records["in.png"])
     assert all(np.isfinite(value) for record in records.values() for value in record.values())
     assert (tmp_path / "pictures" / "in.png").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flashvideo.data.shapes_world import is_held_out
+from flashvideo.evaluation.readers import read_clip
 from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_suite
 
 
@@ -14,11 +15,27 @@ from flashvideo.evaluation.suite import SECTIONS, compare, held_out_scene, run_s
 def test_a_section_measures_finite_figures_and_repeats(pipeline, section, monkeypatch):
     monkeypatch.setattr("flashvideo.evaluation.suite.LENGTHS", (1, 5))
     monkeypatch.setattr("flashvideo.evaluation.suite.SPEEDS", (4,))
+    monkeypatch.setattr("flashvideo.evaluation.suite.PREVIEW_SIZES", ((32, 48),))
     measure = SECTIONS[section][0]
     with torch.no_grad():
         first, again = measure(pipeline, 0), measure(pipeline, 0)
     assert first == again and first
     assert all(np.isfinite(value) for value in first.values())
+
+
+def test_previews_are_read_in_the_sizes_that_figures_are_named_by(pipeline, monkeypatch):
+    sizes = []
+
+    def read(preview):
+        sizes.append(tuple(preview.shape[-2:]))
+        return read_clip(preview)
+
+    monkeypatch.setattr("flashvideo.evaluation.suite.PREVIEW_SIZES", ((32, 48), (48, 32)))
+    monkeypatch.setattr("flashvideo.evaluation.suite.read_clip", read)
+    with torch.no_grad():
+        record = SECTIONS["preview_sizes"][0](pipeline, 0)
+    assert sizes == [(32, 48), (48, 32)]
+    assert {"size32x48_all", "size48x32_motion"} <= set(record)
 
 
 def test_readers_are_measured_on_truth_raw_and_compressed(pipeline):

@@ -90,8 +90,8 @@ def restored_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record
     A still is enhanced as a clip in which nothing moves.
 
     Returns:
-        Figures of `compare` for Stage II and bicubic, and "colour_shift", the largest difference of a channel's mean in
-        8-bit levels; middle frames to look at: bicubic, result, truth.
+        Figures of `compare` for Stage II and bicubic; "colour_shift", the largest difference of a channel's mean in
+        8-bit levels; of videos "restored_flicker", the truth's too; middle frames to look at: bicubic, result, truth.
     """
     scale = pipeline.preset.stage2.width // pipeline.preset.stage1.width
     multiple = 16 * scale
@@ -111,6 +111,11 @@ def restored_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record
         record |= {f"{name}_{key}": value for key, value in compare(output, truth).items()}
         shift = (output - truth).mean(dim=(0, 2, 3)).abs().max().item()
         record[f"{name}_colour_shift"] = 127.5 * shift
+    if len(truth) >= 3:
+        record |= {
+            f"{name}_restored_flicker": flicker(clip).item()
+            for name, clip in {**outputs, "truth": truth}.items()
+        }
     return record, torch.stack([x[len(truth) // 2] for x in (*outputs.values(), truth)])
 
 

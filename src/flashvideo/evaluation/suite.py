@@ -44,6 +44,7 @@ from flashvideo.evaluation.summary import summarise
 from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.consistency import back_project, keep_consistent, steady_detail
 from flashvideo.pipelines.loading import load_pipeline
+from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.vae import decode_latents, encode_pixels
 from flashvideo.video import read_video, write_video
@@ -52,6 +53,8 @@ Record = dict[str, float]
 Section = Callable[[FlashVideoPipeline, int], Record]
 LENGTHS = (1, 5, 17, 33, 49)
 """Frames of the clips of sections that compare lengths."""
+PREVIEW_SIZES = ((80, 128), (96, 160), (112, 176), (128, 208))
+"""Heights and widths of previews, of a section that compares them; nano is made for the first three."""
 SPEEDS = (1, 2, 4)
 """How many times as fast as usual the motion of clips is, of a section that compares speeds."""
 FIRST_SEED = 1_000_000_000
@@ -94,14 +97,25 @@ def clip_psnr(result: Tensor, truth: Tensor) -> float:
     return float(10 * torch.log10(4 / (result - truth).square().mean()))
 
 
-def previews(pipeline: FlashVideoPipeline, index: int) -> Record:
-    """Which attributes of a held-out prompt the readers find in its preview: 1 or 0 each, and all four."""
+def _found(pipeline: FlashVideoPipeline, index: int, **size: int) -> Record:
+    """Which attributes of held-out prompt `index` the readers find in a preview: 1 or 0 each, and all of them.
+
+    One frame has no motion.
+    """
     scene = held_out_scene(index)
     result: Any = pipeline(
-        full_caption(scene), preview_only=True, generator=_generator(index), output_type="pt"
+        full_caption(scene), preview_only=True, generator=_generator(index), output_type="pt", **size
     )
-    found = agreement(read_clip(result.preview_frames[0]), scene)
+    preview = result.preview_frames[0]
+    found = dict(agreement(read_clip(preview), scene))
+    if len(preview) == 1:
+        del found["motion"]
     return {name: float(value) for name, value in found.items()} | {"all": float(all(found.values()))}
+
+
+def previews(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """Which attributes of a held-out prompt the readers find in its preview."""
+    return _found(pipeline, index)
 
 
 def finals(pipeline: FlashVideoPipeline, index: int) -> Record:
@@ -272,22 +286,21 @@ def lengths(pipeline: FlashVideoPipeline, index: int) -> Record:
 
 
 def preview_lengths(pipeline: FlashVideoPipeline, index: int) -> Record:
-    """Which attributes of a held-out prompt the readers find in previews of 1 to 49 frames; one frame has no motion."""
-    scene = held_out_scene(index)
+    """Which attributes of a held-out prompt the readers find in previews of 1 to 49 frames."""
     record: Record = {}
     for frames in LENGTHS:
-        result: Any = pipeline(
-            full_caption(scene),
-            num_frames=frames,
-            preview_only=True,
-            generator=_generator(index),
-            output_type="pt",
-        )
-        found = dict(agreement(read_clip(result.preview_frames[0]), scene))
-        if frames == 1:
-            del found["motion"]
-        record |= {f"frames{frames}_{name}": float(value) for name, value in found.items()}
-        record[f"frames{frames}_all"] = float(all(found.values()))
+        found = _found(pipeline, index, num_frames=frames)
+        record |= {f"frames{frames}_{name}": value for name, value in found.items()}
+    return record
+
+
+def preview_sizes(pipeline: FlashVideoPipeline, index: int) -> Record:
+    """The same in previews of other sizes than the model's own."""
+    record: Record = {}
+    factor = upscale_factor(pipeline.preset)
+    for height, width in PREVIEW_SIZES:
+        found = _found(pipeline, index, height=factor * height, width=factor * width)
+        record |= {f"size{height}x{width}_{name}": value for name, value in found.items()}
     return record
 
 
@@ -302,9 +315,10 @@ SECTIONS: Mapping[str, tuple[Section, int]] = {
     "speeds": (speeds, 12),
     "lengths": (lengths, 6),
     "preview_lengths": (preview_lengths, 64),
+    "preview_sizes": (preview_sizes, 64),
 }
 """What can be measured, and on how many clips by default."""
-SHARE_SECTIONS = ("readers", "previews", "finals", "preview_lengths")
+SHARE_SECTIONS = ("readers", "previews", "finals", "preview_lengths", "preview_sizes")
 """Sections in which readers say right or wrong."""
 
 
