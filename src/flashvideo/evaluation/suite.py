@@ -97,14 +97,27 @@ def clip_psnr(result: Tensor, truth: Tensor) -> float:
     return float(10 * torch.log10(4 / (result - truth).square().mean()))
 
 
-def _found(pipeline: FlashVideoPipeline, index: int, **size: int) -> Record:
+def _found(
+    pipeline: FlashVideoPipeline,
+    index: int,
+    *,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Record:
     """Which attributes of held-out prompt `index` the readers find in a preview: 1 or 0 each, and all of them.
 
-    One frame has no motion.
+    Sizes are those of the final video. One frame has no motion.
     """
     scene = held_out_scene(index)
     result: Any = pipeline(
-        full_caption(scene), preview_only=True, generator=_generator(index), output_type="pt", **size
+        full_caption(scene),
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        preview_only=True,
+        generator=_generator(index),
+        output_type="pt",
     )
     preview = result.preview_frames[0]
     found = dict(agreement(read_clip(preview), scene))
