@@ -26,6 +26,7 @@ from flashvideo.evaluation.records import write_json
 from flashvideo.evaluation.suite import Record, clip_psnr, compare
 from flashvideo.evaluation.upscalers import upscale_clip
 from flashvideo.pipelines.loading import load_pipeline
+from flashvideo.pipelines.sizes import upscale_factor
 from flashvideo.pipelines.two_stage import FlashVideoPipeline
 from flashvideo.shapes import vae_factors
 from flashvideo.vae import decode_latents, encode_pixels
@@ -93,7 +94,7 @@ def restored_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record
         Figures of `compare` for Stage II and bicubic; "colour_shift", the largest difference of a channel's mean in
         8-bit levels; of videos "restored_flicker", the truth's too; middle frames to look at: bicubic, result, truth.
     """
-    scale = pipeline.preset.stage2.width // pipeline.preset.stage1.width
+    scale = upscale_factor(pipeline.preset)
     multiple = 16 * scale
     own_width = max(1, clip.shape[-1] // multiple) * multiple
     truth = fit(clip, VAE_WIDTH if clip.shape[-1] >= VAE_WIDTH else own_width, multiple)
@@ -113,8 +114,8 @@ def restored_figures(pipeline: FlashVideoPipeline, clip: Tensor) -> tuple[Record
         record[f"{name}_colour_shift"] = 127.5 * shift
     if len(truth) >= 3:
         record |= {
-            f"{name}_restored_flicker": flicker(clip).item()
-            for name, clip in {**outputs, "truth": truth}.items()
+            f"{name}_restored_flicker": flicker(video).item()
+            for name, video in {**outputs, "truth": truth}.items()
         }
     return record, torch.stack([x[len(truth) // 2] for x in (*outputs.values(), truth)])
 
